@@ -1,0 +1,28 @@
+//! The words, the rules and the interfaces that every layer of lamina shares.
+//!
+//! Nothing here does I/O: the ledger, the writer of an epoch, the generations of a view and the reader's snapshot are
+//! values and transitions; [`log`] and [`store`] are traits that the root package implements twice.
+//!
+//! # Invariants
+//! - Every served value is the fold of a prefix of the log.
+//! - What is not in the [`ledger`] does not exist.
+//! - This crate imports no other crate of lamina.
+
+pub mod cut;
+pub mod envelope;
+pub mod ids;
+pub mod ledger;
+pub mod log;
+pub mod rules;
+pub mod store;
+
+#[cfg(feature = "conformance")]
+pub mod conformance;
+
+pub use cut::Cut;
+pub use ids::{EpochId, Generation, LogId, Micros, Offset, Partition, Shard, ViewId};
+pub use ledger::{Archive, Change, Counts, Epoch, Ledger, LedgerError};
+pub use store::{
+    BatchChunks, BatchKey, BatchRow, Commit, Consistency, Document, Documents, Ledgers, Mark, Part, SpeedChunks,
+    SpeedKey, Stamp, Store, StoreError,
+};

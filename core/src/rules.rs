@@ -1,0 +1,78 @@
+//! The rules of the seam by name, so that tests can switch each off and see a law break.
+//!
+//! In every build but a test's, [`on`] is the constant `true` and the compiler removes the question.
+
+/// A rule that the laws rest on. Named after what holds while it is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// A takeover writes under an id of its own.
+    NewIdAtTakeover,
+    /// A takeover starts at the open epoch's start, not where its chunks end.
+    RewindAtTakeover,
+    /// A ledger changes only if it is still the one that the change was made for.
+    CompareAndSet,
+    /// A seal waits until all that was folded is flushed and marked.
+    FlushBeforeSeal,
+    /// A takeover is published only past the mark that was visible before.
+    PublishPastTheGoal,
+    /// After a seal was sent nothing more is written under that id.
+    StopAfterSeal,
+    /// Only epochs of the ledger count.
+    LedgerDecides,
+    /// Of an open epoch, only sequences up to its mark count.
+    MarkBounds,
+    /// A cut that is no epoch start of the ledger taken means: take everything again.
+    RecheckCuts,
+    /// It is not enough that the cut lies within what is served.
+    RecheckStarts,
+    /// Speed is read before batch.
+    SpeedBeforeBatch,
+    /// A cached batch chunk serves only the published generation under which it was read.
+    FreshBatchChunks,
+    /// A batch run extends a chunk from the chunk's own cut.
+    ExtendFromOwnCut,
+    /// A belated run's chunk loses against a later generation's.
+    LaterGenerationWins,
+    /// A view's cut moves only when every chunk of the run is written.
+    PublishAfterChunks,
+    /// Only the open generation may publish.
+    OnlyTheOpenPublishes,
+    /// Only epochs below every active view's published cut leave the ledger.
+    TrimBelowPublished,
+}
+
+#[cfg(any(test, feature = "conformance"))]
+mod switch {
+    use std::cell::Cell;
+
+    use super::Rule;
+
+    thread_local!(static OFF: Cell<Option<Rule>> = const { Cell::new(None) });
+
+    /// Runs `body` with one rule switched off on this thread.
+    pub fn without<T>(rule: Rule, body: impl FnOnce() -> T) -> T {
+        OFF.set(Some(rule));
+        let result = body();
+        OFF.set(None);
+        result
+    }
+
+    pub(super) fn on(rule: Rule) -> bool {
+        OFF.get() != Some(rule)
+    }
+}
+
+#[cfg(any(test, feature = "conformance"))]
+pub use switch::without;
+
+/// Whether a rule holds: always, except within [`without`] in a test.
+#[inline]
+pub(crate) fn on(rule: Rule) -> bool {
+    #[cfg(any(test, feature = "conformance"))]
+    return switch::on(rule);
+    #[cfg(not(any(test, feature = "conformance")))]
+    {
+        let _ = rule;
+        true
+    }
+}
