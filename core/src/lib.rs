@@ -8,6 +8,7 @@
 //! - What is not in the [`ledger`] does not exist.
 //! - This crate imports no other crate of lamina.
 
+pub mod clock;
 pub mod cut;
 pub mod envelope;
 pub mod generation;
@@ -23,6 +24,7 @@ pub mod writer;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 
+pub use clock::Clock;
 pub use cut::Cut;
 pub use generation::{Opened, Published, Scope, ViewState};
 pub use ids::{EpochId, Generation, LogId, Micros, Offset, Partition, Shard, ViewId};
