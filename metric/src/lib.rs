@@ -2,14 +2,19 @@
 
 pub mod aggregate;
 pub mod catalog;
+mod compile_metric;
+mod compile_source;
 pub mod decode;
 pub mod definition;
 pub mod diagnostic;
 pub mod expression;
 pub mod infer;
 pub mod metric;
+mod reading;
 pub mod source;
+mod text;
 pub mod time;
+mod toml_table;
 
 pub use aggregate::{Aggregate, ValueType};
 pub use catalog::{Catalog, Versions};
