@@ -139,10 +139,10 @@ impl Profile {
     /// A reader outside of every group. librdkafka wants a group name even of a consumer that joins none.
     pub(super) fn reader(&self) -> ClientConfig {
         let defaults = [
-            ("fetch.max.bytes", "8388608"),
+            ("fetch.max.bytes", "2097152"),
             ("fetch.queue.backoff.ms", "10"),
             ("fetch.wait.max.ms", "100"),
-            ("queued.max.messages.kbytes", "4096"),
+            ("queued.max.messages.kbytes", "2048"),
         ];
         self.consumer("lamina-reader", &defaults)
     }
