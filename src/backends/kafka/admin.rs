@@ -75,11 +75,7 @@ async fn settings(shared: &Shared, name: &str) -> Result<Settings, LogError> {
 }
 
 /// Makes the topic unless it exists, and waits until it can be used.
-pub(super) async fn ensure_topic(
-    shared: &Arc<Shared>,
-    name: &str,
-    partitions: u32,
-) -> Result<Topic, LogError> {
+pub(super) async fn ensure_topic(shared: &Arc<Shared>, name: &str, partitions: u32) -> Result<Topic, LogError> {
     match topic(shared, name).await {
         Err(LogError::NoTopic(_)) => create(shared, name, partitions).await?,
         other => return other,
@@ -101,7 +97,9 @@ pub(super) async fn ensure_topic(
             }
         }
         if begun.elapsed() > SETTLE {
-            return Err(LogError::Unavailable(format!("topic {name} was made, but its partitions have no leaders yet")));
+            return Err(LogError::Unavailable(format!(
+                "topic {name} was made, but its partitions have no leaders yet"
+            )));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

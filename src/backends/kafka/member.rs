@@ -174,7 +174,10 @@ impl Member {
                 if let Some(part) = self.parts.get_mut(&topic, partition) {
                     part.flow = None;
                     if part.attached {
-                        note("pausing", list([(topic.as_str(), partition, None)]).and_then(|it| self.consumer.pause(&it)));
+                        note(
+                            "pausing",
+                            list([(topic.as_str(), partition, None)]).and_then(|it| self.consumer.pause(&it)),
+                        );
                     }
                 }
             }
@@ -188,10 +191,13 @@ impl Member {
             Command::Commit(positions) => {
                 let owned = positions.iter().filter(|(partition, _)| self.parts.contains(partition));
                 let places = list(owned.map(|((topic, partition), at)| (topic.as_str(), *partition, Some(*at))));
-                note("noting positions", places.and_then(|places| match places.count() {
-                    0 => Ok(()),
-                    _ => self.consumer.commit(&places, CommitMode::Async),
-                }));
+                note(
+                    "noting positions",
+                    places.and_then(|places| match places.count() {
+                        0 => Ok(()),
+                        _ => self.consumer.commit(&places, CommitMode::Async),
+                    }),
+                );
             }
             Command::Leave(_) => {}
         }
@@ -293,7 +299,8 @@ impl Member {
             if !part.settled {
                 // Nothing came yet, so a seek to the same place repeats nothing; after it the position is to be trusted.
                 if flow.tried.is_some_and(|at| at.elapsed() >= RETRY) {
-                    part.settled = self.consumer.seek(element.topic(), element.partition(), at(flow.next), SEEK).is_ok();
+                    part.settled =
+                        self.consumer.seek(element.topic(), element.partition(), at(flow.next), SEEK).is_ok();
                 }
                 continue;
             }
@@ -423,9 +430,7 @@ fn place(
     Ok(false)
 }
 
-fn list<'a>(
-    places: impl IntoIterator<Item = (&'a str, Partition, Option<Offset>)>,
-) -> KafkaResult<TopicPartitionList> {
+fn list<'a>(places: impl IntoIterator<Item = (&'a str, Partition, Option<Offset>)>) -> KafkaResult<TopicPartitionList> {
     let mut list = TopicPartitionList::new();
     for (topic, partition, offset) in places {
         let partition = i32::try_from(partition).unwrap_or(i32::MAX);

@@ -39,11 +39,7 @@ impl Producer {
         Ok(Self { profile: profile.clone(), timeout: profile.delivery_timeout(), current })
     }
 
-    pub(super) async fn append(
-        &self,
-        topic: &str,
-        records: &[Append],
-    ) -> Result<Vec<(Partition, Offset)>, LogError> {
+    pub(super) async fn append(&self, topic: &str, records: &[Append]) -> Result<Vec<(Partition, Offset)>, LogError> {
         for record in records {
             let bytes = size(record);
             if bytes > MAX_RECORD {
@@ -73,7 +69,10 @@ impl Producer {
     fn place(&self, delivery: &Delivery) -> Result<(Partition, Offset), LogError> {
         match (Partition::try_from(delivery.partition), Offset::try_from(delivery.offset)) {
             (Ok(partition), Ok(offset)) => Ok((partition, offset)),
-            _ => Err(LogError::Unavailable(format!("a record was written, but {} did not say where", self.profile.brokers))),
+            _ => Err(LogError::Unavailable(format!(
+                "a record was written, but {} did not say where",
+                self.profile.brokers
+            ))),
         }
     }
 

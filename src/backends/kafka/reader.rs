@@ -89,9 +89,9 @@ impl Readers {
     /// A reader that stands exactly there.
     fn take(&self, topic: &str, partition: Partition, from: Offset) -> Option<Reader> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = idle.iter().position(|reader| {
-            reader.next == from && reader.partition == partition && reader.topic == topic
-        })?;
+        let found = idle
+            .iter()
+            .position(|reader| reader.next == from && reader.partition == partition && reader.topic == topic)?;
         Some(idle.remove(found))
     }
 
