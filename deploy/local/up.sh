@@ -30,10 +30,13 @@ jars_of() {
     local name=$1 version=$2 jars=$cache_dir/jars/$1-$2
     if [ ! -d "$jars" ]; then
         say "$name: fetching the jars of $version by Maven (once, about 50 MB)"
-        local part=$jars.part.$$
-        mvn -q -B -Dstyle.color=never -f "$here/pom.xml" -P "$name" -DincludeScope=runtime -DoutputDirectory="$part" \
-            "org.apache.maven.plugins:maven-dependency-plugin:$MAVEN_DEPENDENCY_PLUGIN_VERSION:copy-dependencies" >&2 ||
-            fail "Maven could not fetch $name $version; see its messages above (a proxy or mirror goes in ~/.m2/settings.xml)"
+        local part=$jars.part.$$ output
+        output=$(mvn -q -B -f "$here/pom.xml" -P "$name" -DincludeScope=runtime -DoutputDirectory="$part" \
+            "org.apache.maven.plugins:maven-dependency-plugin:$MAVEN_DEPENDENCY_PLUGIN_VERSION:copy-dependencies" 2>&1) || {
+            rm -rf "$part"
+            printf '%s\n' "$output" >&2
+            fail "Maven could not fetch $name $version, see above; a proxy or mirror is named in ~/.m2/settings.xml"
+        }
         mv "$part" "$jars" 2>/dev/null || rm -rf "$part"
     fi
     echo "$jars"

@@ -8,10 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use lamina_core::{
-    BatchChunks, BatchKey, BatchRow, Micros, Shard, StoreError, ViewId,
-    store::period,
-};
+use lamina_core::{BatchChunks, BatchKey, BatchRow, Micros, Shard, StoreError, ViewId, store::period};
 use scylla::statement::prepared::PreparedStatement;
 
 use super::{
@@ -40,7 +37,8 @@ impl BatchStatements {
     pub(super) async fn prepare(connection: &Connection) -> Result<Self, StoreError> {
         let place = "view = ? AND width = ? AND base = ? AND shard = ?";
         let put = "UPDATE {}.batch_chunks USING TIMESTAMP ? AND TTL ? SET chunk = ? WHERE";
-        let put_span = "INSERT INTO {}.batch_spans (view, width, base, shard, span) VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?";
+        let put_span =
+            "INSERT INTO {}.batch_spans (view, width, base, shard, span) VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?";
         let spans = "SELECT span FROM {}.batch_spans WHERE";
         let read = "SELECT series, period, chunk FROM {}.batch_chunks WHERE";
         let slice = "series = ? AND period >= ? AND period < ?";
@@ -56,6 +54,22 @@ impl BatchStatements {
 
 fn span(width: Micros, at: Micros) -> i64 {
     at.div_euclid(period(width).saturating_mul(PERIODS_PER_SPAN).max(1))
+}
+
+/// A Cassandra partition of one view's batch chunks.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Span {
+    width: Micros,
+    base: i64,
+    shard: i64,
+    number: i64,
+}
+
+impl Span {
+    fn of(key: &BatchKey) -> Self {
+        let number = span(key.width, key.period);
+        Self { width: key.width, base: i64::from(key.base), shard: i64::from(key.shard), number }
+    }
 }
 
 /// Seconds to live from now on, as Cassandra takes them: 0 is for ever. What has expired lives for one second, so that an
@@ -83,21 +97,21 @@ struct Place<'a> {
 #[async_trait]
 impl BatchChunks for CassandraStore {
     async fn put(&self, rows: &[BatchRow]) -> Result<(), StoreError> {
-        let mut spans = BTreeSet::new();
-        for BatchRow { key, stamp, .. } in rows {
-            let BatchKey { view, width, base, shard, .. } = key;
-            spans.insert((view.as_str(), *width, i64::from(*base), i64::from(*shard), span(*width, key.period), *stamp));
-        }
-        // First, so that no chunk exists that the index does not lead to.
-        all(spans.into_iter().map(|span| self.connection.upsert(&self.batch.put_span, span))).await?;
+        // The index first, so that no chunk exists that it does not lead to.
+        let spans: BTreeSet<_> = rows.iter().map(|row| (row.key.view.clone(), Span::of(&row.key), row.stamp)).collect();
+        let note = |(view, span, stamp): (ViewId, Span, Micros)| async move {
+            let Span { width, base, shard, number } = span;
+            self.connection.upsert(&self.batch.put_span, (view.as_str(), width, base, shard, number, stamp)).await
+        };
+        all(spans.into_iter().map(note)).await?;
         let (mut heads, now) = (Heads::default(), now());
         let write = |row: &BatchRow| {
             let cell = heads.pack(row);
             let (key, stamp, ttl) = (row.key.clone(), row.stamp, ttl(row.expires_at, now));
             async move {
-                let BatchKey { view, width, base, shard, period, series } = key;
-                let place = (view.as_str(), width, i64::from(base), i64::from(shard), span(width, period));
-                let row = (stamp, ttl, cell?, place.0, place.1, place.2, place.3, place.4, series, period);
+                let Span { width, base, shard, number } = Span::of(&key);
+                let BatchKey { view, series, period, .. } = key;
+                let row = (stamp, ttl, cell?, view.as_str(), width, base, shard, number, series, period);
                 self.connection.upsert(&self.batch.put, row).await
             }
         };
@@ -131,7 +145,13 @@ impl BatchChunks for CassandraStore {
 }
 
 impl BatchStatements {
-    async fn spans(&self, connection: &Connection, place: Place<'_>, first: i64, last: i64) -> Result<Vec<i64>, StoreError> {
+    async fn spans(
+        &self,
+        connection: &Connection,
+        place: Place<'_>,
+        first: i64,
+        last: i64,
+    ) -> Result<Vec<i64>, StoreError> {
         let Place { view, width, base, shard } = place;
         let key = (view.as_str(), width, i64::from(base), i64::from(shard), first, last);
         let rows: Vec<(i64,)> = connection.rows(&self.spans, key).await?;
@@ -161,7 +181,9 @@ impl BatchStatements {
             let Some(cell) = cell.filter(|_| periods.contains(&period)) else { continue };
             let what = || {
                 let series = series.escape_ascii();
-                format!("table batch_chunks, view {view} width {width} base {base} shard {shard} period {period} series {series}")
+                format!(
+                    "table batch_chunks, view {view} width {width} base {base} shard {shard} period {period} series {series}"
+                )
             };
             let (head, body) = heads.unpack(&cell, what)?;
             let key = BatchKey { view: view.clone(), width, base, shard, period, series: Bytes::from(series) };

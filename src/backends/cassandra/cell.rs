@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Cassandra's integers are signed.
 pub(super) fn signed(number: u64) -> Result<i64, StoreError> {
-    i64::try_from(number).map_err(|_| StoreError::Refused(format!("{number} is beyond 2^63 - 1, the largest number stored")))
+    i64::try_from(number)
+        .map_err(|_| StoreError::Refused(format!("{number} is beyond 2^63 - 1, the largest number stored")))
 }
 
 /// The largest offset that can be stored, for ends of ranges.
@@ -45,7 +46,8 @@ pub(super) struct Heads {
 impl Heads {
     pub(super) fn pack(&mut self, row: &BatchRow) -> Result<Vec<u8>, StoreError> {
         let same = |head: &Head| {
-            (head.generation, head.stamp, head.expires_at) == (row.generation, row.stamp, row.expires_at) && head.cut == row.cut
+            (head.generation, head.stamp, head.expires_at) == (row.generation, row.stamp, row.expires_at)
+                && head.cut == row.cut
         };
         let packed = match &self.last {
             Some((head, packed)) if same(head) => packed,
@@ -56,14 +58,15 @@ impl Heads {
                 &self.last.insert((head, packed)).1
             }
         };
-        let length = u32::try_from(packed.len()).map_err(|_| StoreError::Refused("a cut has too many partitions".to_owned()))?;
+        let length =
+            u32::try_from(packed.len()).map_err(|_| StoreError::Refused("a cut has too many partitions".to_owned()))?;
         Ok([&length.to_le_bytes()[..], packed, &row.body].concat())
     }
 
     pub(super) fn unpack(&mut self, cell: &[u8], what: impl Fn() -> String) -> Result<(Head, Bytes), StoreError> {
-        let parts = cell.split_first_chunk::<4>().and_then(|(length, rest)| {
-            rest.split_at_checked(usize::try_from(u32::from_le_bytes(*length)).ok()?)
-        });
+        let parts = cell
+            .split_first_chunk::<4>()
+            .and_then(|(length, rest)| rest.split_at_checked(usize::try_from(u32::from_le_bytes(*length)).ok()?));
         let Some((packed, body)) = parts else {
             return Err(StoreError::Corrupt { what: what(), why: format!("{} bytes are too short", cell.len()) });
         };
@@ -86,7 +89,8 @@ mod tests {
 
     #[test]
     fn a_batch_cell_comes_back_and_damage_of_its_head_is_seen() {
-        let key = BatchKey { view: ViewId::new("m", 1, 0), width: 1, base: 0, shard: 0, period: 0, series: Bytes::new() };
+        let key =
+            BatchKey { view: ViewId::new("m", 1, 0), width: 1, base: 0, shard: 0, period: 0, series: Bytes::new() };
         let row = |generation, body: &'static [u8]| BatchRow {
             key: key.clone(),
             generation,

@@ -42,7 +42,10 @@ impl CassandraConfig {
     pub(super) fn check(&self) -> Result<(), StoreError> {
         let harmless = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
         let keyspace = &self.keyspace;
-        if !keyspace.starts_with(|c: char| c.is_ascii_lowercase()) || keyspace.len() > 48 || !keyspace.chars().all(harmless) {
+        if !keyspace.starts_with(|c: char| c.is_ascii_lowercase())
+            || keyspace.len() > 48
+            || !keyspace.chars().all(harmless)
+        {
             return Err(StoreError::Refused(format!(
                 "keyspace {keyspace:?} must be 1 to 48 lower-case letters, digits and underscores, a letter first"
             )));
@@ -51,7 +54,9 @@ impl CassandraConfig {
             return Err(StoreError::Refused(format!("local_dc {:?} is no name of a data centre", self.local_dc)));
         }
         if self.contact_points.is_empty() {
-            return Err(StoreError::Refused("contact_points is empty: name one node at least, as host:port".to_owned()));
+            return Err(StoreError::Refused(
+                "contact_points is empty: name one node at least, as host:port".to_owned(),
+            ));
         }
         if self.replication_factor == 0 || self.in_flight == 0 {
             return Err(StoreError::Refused("replication_factor and in_flight must be 1 or more".to_owned()));

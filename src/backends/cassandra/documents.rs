@@ -1,5 +1,10 @@
 //! Documents: rows of one partition per kind, changed by conditional statements.
 
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use lamina_core::{Commit, Document, Documents, StoreError};
@@ -18,6 +23,7 @@ pub(super) struct DocumentStatements {
     create: PreparedStatement,
     replace: PreparedStatement,
     remove: PreparedStatement,
+    in_doubt: Doubts,
 }
 
 impl DocumentStatements {
@@ -34,6 +40,7 @@ impl DocumentStatements {
             create: connection.prepare_conditional(create).await?,
             replace: connection.prepare_conditional(replace).await?,
             remove: connection.prepare_conditional(remove).await?,
+            in_doubt: Doubts::default(),
         })
     }
 }
@@ -49,11 +56,11 @@ fn document(kind: &str, key: &str, version: Option<i64>, value: Option<Vec<u8>>)
 #[async_trait]
 impl Documents for CassandraStore {
     async fn get(&self, kind: &str, key: &str) -> Result<Option<Document>, StoreError> {
-        let doubted = self.doubts(kind, key, Doubt::Ask);
-        let statement = if doubted { &self.documents.get_serial } else { &self.documents.get };
+        let doubt = self.documents.in_doubt.of(kind, key);
+        let statement = if doubt.is_some() { &self.documents.get_serial } else { &self.documents.get };
         let rows: Vec<(Option<i64>, Option<Vec<u8>>)> = self.connection.rows(statement, (kind, key)).await?;
-        if doubted {
-            self.doubts(kind, key, Doubt::Settle);
+        if let Some(doubt) = doubt {
+            self.documents.in_doubt.settle(kind, key, doubt);
         }
         rows.into_iter().next().map(|(version, value)| document(kind, key, version, value)).transpose()
     }
@@ -85,30 +92,64 @@ impl Documents for CassandraStore {
     }
 }
 
-enum Doubt {
-    Ask,
-    Raise,
-    Settle,
-}
-
 impl CassandraStore {
-    /// Readings at SERIAL disturb writers and each other, so only the one that settles an open outcome is. Whoever reads
-    /// without having written may see the value from before: its compare-and-set would find out.
+    /// Remembers that a document's next reading has to settle an open outcome.
     fn note(&self, kind: &str, key: &str, answer: Result<Commit, StoreError>) -> Result<Commit, StoreError> {
         if matches!(answer, Err(StoreError::Unknown(_))) {
-            self.doubts(kind, key, Doubt::Raise);
+            self.documents.in_doubt.raise(kind, key);
         }
         answer
     }
+}
 
-    /// Whether the document was in doubt.
-    fn doubts(&self, kind: &str, key: &str, doubt: Doubt) -> bool {
-        // A panic cannot leave the set half changed, so it is good even then.
-        let mut doubts = self.in_doubt.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        match doubt {
-            Doubt::Ask => !doubts.is_empty() && doubts.contains(&(kind.to_owned(), key.to_owned())),
-            Doubt::Raise => !doubts.insert((kind.to_owned(), key.to_owned())),
-            Doubt::Settle => doubts.remove(&(kind.to_owned(), key.to_owned())),
+/// Documents whose last conditional write here had an open outcome, each with the number of that doubt.
+///
+/// Readings at SERIAL disturb writers and each other, so only those that settle a doubt are. Whoever reads without having
+/// written may see the value from before: its compare-and-set would find out.
+#[derive(Default)]
+struct Doubts(Mutex<(u64, HashMap<(String, String), u64>)>);
+
+impl Doubts {
+    fn lock(&self) -> MutexGuard<'_, (u64, HashMap<(String, String), u64>)> {
+        // Nothing panics while it is held, so it is whole in any case.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn of(&self, kind: &str, key: &str) -> Option<u64> {
+        let doubts = &self.lock().1;
+        if doubts.is_empty() { None } else { doubts.get(&(kind.to_owned(), key.to_owned())).copied() }
+    }
+
+    fn raise(&self, kind: &str, key: &str) {
+        let (last, doubts) = &mut *self.lock();
+        *last += 1;
+        doubts.insert((kind.to_owned(), key.to_owned()), *last);
+    }
+
+    /// Ends a doubt, unless another was raised meanwhile.
+    fn settle(&self, kind: &str, key: &str, doubt: u64) {
+        let place = (kind.to_owned(), key.to_owned());
+        let doubts = &mut self.lock().1;
+        if doubts.get(&place) == Some(&doubt) {
+            doubts.remove(&place);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_doubt_is_settled_by_a_reading_that_began_after_it_only() {
+        let doubts = Doubts::default();
+        assert_eq!(doubts.of("k", "a"), None);
+        doubts.raise("k", "a");
+        let seen = doubts.of("k", "a").expect("raised");
+        doubts.raise("k", "a");
+        doubts.settle("k", "a", seen);
+        let again = doubts.of("k", "a").expect("raised again after the reading began");
+        doubts.settle("k", "a", again);
+        assert_eq!(doubts.of("k", "a"), None);
     }
 }

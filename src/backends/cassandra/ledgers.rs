@@ -1,13 +1,15 @@
 //! Ledgers: one Cassandra partition each, changed by a conditional batch on its static version.
 
+use std::{collections::HashSet, ops::Range};
+
 use async_trait::async_trait;
 use lamina_core::{Change, Commit, Consistency, Epoch, Ledger, Ledgers, LogId, Offset, Partition, StoreError};
 use scylla::{
-    serialize::row::SerializedValues,
     statement::{
         batch::{Batch, BatchType},
         prepared::PreparedStatement,
     },
+    value::CqlValue::{self, BigInt, Blob, Text},
 };
 
 use super::{
@@ -80,7 +82,7 @@ impl Ledgers for CassandraStore {
         &self,
         log: &LogId,
         partition: Partition,
-        range: std::ops::Range<Offset>,
+        range: Range<Offset>,
     ) -> Result<Vec<Epoch>, StoreError> {
         self.manifest.archived(&self.connection, log, partition, range).await
     }
@@ -93,28 +95,26 @@ impl LedgerStatements {
         log: &LogId,
         partition: Partition,
         change: &Change,
-    ) -> Result<(Batch, Vec<SerializedValues>), StoreError> {
-        let (log, partition) = (log.as_str(), i64::from(partition));
+    ) -> Result<(Batch, Vec<Vec<CqlValue>>), StoreError> {
         let expected = signed(change.expected)?;
+        let (log, partition) = (Text(log.as_str().to_owned()), BigInt(i64::from(partition)));
         let mut batch = Batch::new(BatchType::Unlogged);
-        let mut values = Vec::with_capacity(1 + change.put.len() + change.remove.len());
-        let refused = |error: scylla::serialize::SerializationError| StoreError::Refused(error.to_string());
+        let mut values = vec![vec![BigInt(expected.saturating_add(1)), log.clone(), partition.clone()]];
         if expected == 0 {
             batch.append_statement(self.first.clone());
-            values.push(self.first.serialize_values_unstable(&(1_i64, log, partition)).map_err(refused)?);
         } else {
             batch.append_statement(self.next.clone());
-            values.push(self.next.serialize_values_unstable(&(expected + 1, log, partition, expected)).map_err(refused)?);
+            values[0].push(BigInt(expected));
         }
         for epoch in &change.put {
             batch.append_statement(self.put.clone());
-            let row = (log, partition, signed(epoch.start)?, pack(epoch)?);
-            values.push(self.put.serialize_values_unstable(&row).map_err(refused)?);
+            values.push(vec![log.clone(), partition.clone(), BigInt(signed(epoch.start)?), Blob(pack(epoch)?)]);
         }
         // Within a batch all timestamps are equal, and then a deletion would win over the row that is put.
-        for start in change.remove.iter().filter(|start| change.put.iter().all(|epoch| epoch.start != **start)) {
+        let put: HashSet<Offset> = change.put.iter().map(|epoch| epoch.start).collect();
+        for &start in change.remove.iter().filter(|start| !put.contains(start)) {
             batch.append_statement(self.remove.clone());
-            values.push(self.remove.serialize_values_unstable(&(log, partition, signed(*start)?)).map_err(refused)?);
+            values.push(vec![log.clone(), partition.clone(), BigInt(signed(start)?)]);
         }
         if values.len() > MAX_STATEMENTS {
             let count = values.len();

@@ -60,13 +60,16 @@ impl ManifestStatements {
             let start = signed(epoch.start)?;
             index.insert((ROOT, start >> REGION_BITS));
             index.insert((start >> REGION_BITS, start >> BUCKET_BITS));
-            // A repaired epoch was opened later than the one it replaces, and so it stays.
-            rows.push((epoch.opened_at, pack(epoch)?, log, partition, start >> BUCKET_BITS, start));
+            rows.push((epoch.opened_at, pack(epoch)?, start));
         }
         let at = first.opened_at;
-        let index = index.into_iter().map(|(parent, child)| (log, partition, parent, child, at));
-        all(index.map(|entry| connection.upsert(&self.put_index, entry))).await?;
-        all(rows.into_iter().map(|row| connection.upsert(&self.put, row))).await
+        let entry = |(parent, child)| connection.upsert(&self.put_index, (log, partition, parent, child, at));
+        all(index.into_iter().map(entry)).await?;
+        // A repaired epoch was opened later than the one it replaces, and so it stays.
+        let row = |(at, cell, start): (i64, Vec<u8>, i64)| {
+            connection.upsert(&self.put, (at, cell, log, partition, start >> BUCKET_BITS, start))
+        };
+        all(rows.into_iter().map(row)).await
     }
 
     pub(super) async fn archived(

@@ -17,15 +17,13 @@ mod schema;
 mod session;
 mod speed;
 
-use std::{collections::HashSet, sync::Mutex};
-
 use lamina_core::StoreError;
 
-pub use self::{config::CassandraConfig, schema::migrate};
 use self::{
     batch::BatchStatements, documents::DocumentStatements, ledgers::LedgerStatements, manifest::ManifestStatements,
     session::Connection, speed::SpeedStatements,
 };
+pub use self::{config::CassandraConfig, schema::migrate};
 
 /// How many statements of one call are under way at a time.
 const CONCURRENCY: usize = 64;
@@ -38,8 +36,6 @@ pub struct CassandraStore {
     speed: SpeedStatements,
     batch: BatchStatements,
     documents: DocumentStatements,
-    /// Documents whose last conditional write had an open outcome: their next reading is linearised with it.
-    in_doubt: Mutex<HashSet<(String, String)>>,
 }
 
 impl CassandraStore {
@@ -57,7 +53,6 @@ impl CassandraStore {
             speed: SpeedStatements::prepare(&connection).await?,
             batch: BatchStatements::prepare(&connection).await?,
             documents: DocumentStatements::prepare(&connection).await?,
-            in_doubt: Mutex::new(HashSet::new()),
             connection,
         })
     }

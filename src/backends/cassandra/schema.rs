@@ -18,7 +18,9 @@ const ATTEMPTS: usize = 3;
 /// the same names and another shape.
 pub async fn migrate(config: &CassandraConfig) -> Result<(), StoreError> {
     let connection = Connection::open(config).await?;
-    for statement in statements(&SCHEMA.replace("${keyspace}", &config.keyspace).replace("${replication}", &replication(config))) {
+    for statement in
+        statements(&SCHEMA.replace("${keyspace}", &config.keyspace).replace("${replication}", &replication(config)))
+    {
         let mut attempt = 1;
         while let Err(error) = connection.define(&statement).await {
             if attempt == ATTEMPTS || !matches!(error, StoreError::Unavailable(_)) {
@@ -50,10 +52,11 @@ type Tables = BTreeMap<String, BTreeMap<String, String>>;
 fn needed() -> Tables {
     let tables = statements(SCHEMA).into_iter().filter_map(|statement| {
         let (head, body) = statement.strip_prefix("CREATE TABLE IF NOT EXISTS ${keyspace}.")?.split_once('(')?;
-        let columns = body.lines().map(|line| line.trim().trim_end_matches(',')).take_while(|line| !line.starts_with("PRIMARY"));
-        let columns = columns.filter_map(|line| line.split_once(' ')).map(|(name, kind)| {
-            (name.to_owned(), kind.trim_end_matches(" static").to_owned())
-        });
+        let columns =
+            body.lines().map(|line| line.trim().trim_end_matches(',')).take_while(|line| !line.starts_with("PRIMARY"));
+        let columns = columns
+            .filter_map(|line| line.split_once(' '))
+            .map(|(name, kind)| (name.to_owned(), kind.trim_end_matches(" static").to_owned()));
         Some((head.trim().to_owned(), columns.collect()))
     });
     tables.collect()
@@ -103,14 +106,20 @@ mod tests {
             let (comment, code): (Vec<_>, Vec<_>) = block.trim().lines().partition(|line| line.starts_with("--"));
             let (comment, code) = (comment.join(" "), code.join("\n"));
             for word in ["Writer", "Readers", "TTL", "lob"] {
-                assert!(comment.contains(word) || comment.contains(&word.to_lowercase()), "{word} is not explained:\n{block}");
+                assert!(
+                    comment.contains(word) || comment.contains(&word.to_lowercase()),
+                    "{word} is not explained:\n{block}"
+                );
             }
             for bad in ["counter", "map<", "list<", "set<", "frozen", "duration"] {
                 assert!(!code.contains(bad), "{bad} in:\n{code}");
             }
             assert!(code.matches(" blob,").count() - code.matches("series blob,").count() <= 1, "one cell:\n{code}");
             let grace = code.split("gc_grace_seconds = ").nth(1).and_then(|rest| rest.split_whitespace().next());
-            assert!(grace.is_some_and(|grace| grace.parse::<u64>().is_ok_and(|grace| grace >= 86_400)), "gc_grace:\n{code}");
+            assert!(
+                grace.is_some_and(|grace| grace.parse::<u64>().is_ok_and(|grace| grace >= 86_400)),
+                "gc_grace:\n{code}"
+            );
             assert!(!code.contains("default_time_to_live = ") || code.contains("default_time_to_live = 0"), "{code}");
         }
     }

@@ -14,12 +14,7 @@ use scylla::{
     },
     response::{PagingState, query_result::QueryResult},
     serialize::{batch::BatchValues, row::SerializeRow},
-    statement::{
-        Consistency, SerialConsistency,
-        batch::Batch,
-        prepared::PreparedStatement,
-        unprepared::Statement,
-    },
+    statement::{Consistency, SerialConsistency, batch::Batch, prepared::PreparedStatement, unprepared::Statement},
     value::{CqlValue, Row},
 };
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -66,10 +61,11 @@ impl Connection {
         let points = config.contact_points.join(", ");
         let session = tokio::time::timeout(OPEN_TIMEOUT, builder.build())
             .await
-            .map_err(|_| StoreError::Unavailable(format!("no Cassandra node answered within {OPEN_TIMEOUT:?} at {points}")))?
+            .map_err(|_| {
+                StoreError::Unavailable(format!("no Cassandra node answered within {OPEN_TIMEOUT:?} at {points}"))
+            })?
             .map_err(|error| StoreError::Unavailable(format!("no Cassandra session with {points}: {error}")))?;
-        let opened =
-            Self { session, keyspace: config.keyspace.clone(), permits: Semaphore::new(config.in_flight) };
+        let opened = Self { session, keyspace: config.keyspace.clone(), permits: Semaphore::new(config.in_flight) };
         opened.check_data_centre(&config.local_dc)?;
         Ok(opened)
     }
@@ -117,7 +113,11 @@ impl Connection {
         self.permits.acquire().await.map_err(|_| StoreError::Unavailable("the session was closed".to_owned()))
     }
 
-    pub(super) async fn upsert(&self, statement: &PreparedStatement, values: impl SerializeRow) -> Result<(), StoreError> {
+    pub(super) async fn upsert(
+        &self,
+        statement: &PreparedStatement,
+        values: impl SerializeRow,
+    ) -> Result<(), StoreError> {
         let _permit = self.permit().await?;
         self.session.execute_unpaged(statement, values).await.map(drop).map_err(errors::repeatable)
     }
@@ -130,13 +130,21 @@ impl Connection {
         self.session.batch(&batch, values).await.map(drop).map_err(errors::repeatable)
     }
 
-    pub(super) async fn change(&self, statement: &PreparedStatement, values: impl SerializeRow) -> Result<Commit, StoreError> {
+    pub(super) async fn change(
+        &self,
+        statement: &PreparedStatement,
+        values: impl SerializeRow,
+    ) -> Result<Commit, StoreError> {
         let _permit = self.permit().await?;
         outcome(self.session.execute_unpaged(statement, values).await)
     }
 
     /// A conditional batch within one Cassandra partition.
-    pub(super) async fn change_together(&self, mut batch: Batch, values: impl BatchValues) -> Result<Commit, StoreError> {
+    pub(super) async fn change_together(
+        &self,
+        mut batch: Batch,
+        values: impl BatchValues,
+    ) -> Result<Commit, StoreError> {
         batch.set_is_idempotent(false);
         batch.set_retry_policy(Some(Arc::new(FallthroughRetryPolicy::new())));
         batch.set_consistency(Consistency::Quorum);
@@ -146,7 +154,11 @@ impl Connection {
     }
 
     /// All rows of all pages.
-    pub(super) async fn rows<R>(&self, statement: &PreparedStatement, values: impl SerializeRow) -> Result<Vec<R>, StoreError>
+    pub(super) async fn rows<R>(
+        &self,
+        statement: &PreparedStatement,
+        values: impl SerializeRow,
+    ) -> Result<Vec<R>, StoreError>
     where
         R: for<'r> DeserializeRow<'r, 'r>,
     {
