@@ -125,6 +125,20 @@ mod tests {
     }
 
     #[test]
+    fn upserts_are_stamped_and_only_tables_of_compare_and_set_lose_rows() {
+        let conditional = [include_str!("ledgers.rs"), include_str!("documents.rs")];
+        let stamped = [include_str!("manifest.rs"), include_str!("speed.rs"), include_str!("batch.rs")];
+        for source in conditional {
+            assert!(!source.contains("USING TIMESTAMP") && !source.contains("connection.upsert"));
+        }
+        for source in stamped {
+            assert!(!source.contains("DELETE ") && !source.contains("conditional") && !source.contains(".change"));
+            let writes = source.matches("INSERT INTO {}").count() + source.matches("UPDATE {}").count();
+            assert_eq!(writes, source.matches("USING TIMESTAMP ?").count(), "each write is stamped");
+        }
+    }
+
+    #[test]
     fn what_the_schema_lacks_is_named() {
         let needed = needed();
         assert_eq!(needed["ledgers"]["version"], "bigint");
