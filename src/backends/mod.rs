@@ -1,1 +1,3 @@
+//! The log and the view store, each implemented more than once behind the traits of `lamina-core`.
+
 pub mod cassandra;

@@ -2,14 +2,14 @@
 
 use std::{
     future::Future,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use lamina::backends::cassandra::{CassandraConfig, CassandraStore, migrate};
 use lamina_core::{
-    BatchChunks, BatchKey, BatchRow, Change, Commit, Consistency, Cut, Documents, Epoch, EpochId, Ledgers, LogId,
-    Micros, Part, SpeedChunks, SpeedKey, Stamp, StoreError, ViewId, conformance,
+    BatchChunks, BatchKey, BatchRow, Change, Clock, Commit, Consistency, Cut, Documents, Epoch, EpochId, Ledgers,
+    LogId, Micros, Part, SpeedChunks, SpeedKey, Stamp, StoreError, ViewId, clock::SystemClock, conformance,
 };
 use scylla::client::{session::Session, session_builder::SessionBuilder};
 use uuid::Uuid;
@@ -57,7 +57,7 @@ fn on_fresh_keyspace<F: Future<Output = ()> + Send + 'static>(test: impl FnOnce(
 }
 
 fn now() -> Micros {
-    Micros::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros()).unwrap()
+    SystemClock.now()
 }
 
 fn epoch(start: u64, opened_at: Micros) -> Epoch {

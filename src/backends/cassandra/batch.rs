@@ -1,14 +1,12 @@
 //! Batch chunks: upserts stamped with the generation, read by spans of periods.
 
-use std::{
-    collections::BTreeSet,
-    ops::Range,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{collections::BTreeSet, ops::Range};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use lamina_core::{BatchChunks, BatchKey, BatchRow, Micros, Shard, StoreError, ViewId, store::period};
+use lamina_core::{
+    BatchChunks, BatchKey, BatchRow, Clock, Micros, Shard, StoreError, ViewId, clock::SystemClock, store::period,
+};
 use scylla::statement::prepared::PreparedStatement;
 
 use super::{
@@ -80,11 +78,6 @@ fn ttl(expires_at: Option<Micros>, now: Micros) -> i32 {
     if seconds > MAX_TTL { 0 } else { i32::try_from(seconds).unwrap_or(0) }
 }
 
-fn now() -> Micros {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Micros::try_from(since.as_micros()).unwrap_or(Micros::MAX)
-}
-
 /// What the chunks of one scan have in common.
 #[derive(Clone, Copy)]
 struct Place<'a> {
@@ -97,14 +90,15 @@ struct Place<'a> {
 #[async_trait]
 impl BatchChunks for CassandraStore {
     async fn put(&self, rows: &[BatchRow]) -> Result<(), StoreError> {
+        let open = self.opened().await?;
         // The index first, so that no chunk exists that it does not lead to.
         let spans: BTreeSet<_> = rows.iter().map(|row| (row.key.view.clone(), Span::of(&row.key), row.stamp)).collect();
         let note = |(view, span, stamp): (ViewId, Span, Micros)| async move {
             let Span { width, base, shard, number } = span;
-            self.connection.upsert(&self.batch.put_span, (view.as_str(), width, base, shard, number, stamp)).await
+            open.connection.upsert(&open.batch.put_span, (view.as_str(), width, base, shard, number, stamp)).await
         };
         all(spans.into_iter().map(note)).await?;
-        let (mut heads, now) = (Heads::default(), now());
+        let (mut heads, now) = (Heads::default(), SystemClock.now());
         let write = |row: &BatchRow| {
             let cell = heads.pack(row);
             let (key, stamp, ttl) = (row.key.clone(), row.stamp, ttl(row.expires_at, now));
@@ -112,7 +106,7 @@ impl BatchChunks for CassandraStore {
                 let Span { width, base, shard, number } = Span::of(&key);
                 let BatchKey { view, series, period, .. } = key;
                 let row = (stamp, ttl, cell?, view.as_str(), width, base, shard, number, series, period);
-                self.connection.upsert(&self.batch.put, row).await
+                open.connection.upsert(&open.batch.put, row).await
             }
         };
         all(rows.iter().map(write)).await
@@ -127,6 +121,7 @@ impl BatchChunks for CassandraStore {
         periods: Range<Micros>,
         series: Option<&[u8]>,
     ) -> Result<Vec<BatchRow>, StoreError> {
+        let open = self.opened().await?;
         if periods.is_empty() {
             return Ok(Vec::new());
         }
@@ -135,9 +130,9 @@ impl BatchChunks for CassandraStore {
         let spans = if last.saturating_sub(first) < FEW {
             (first..=last).collect()
         } else {
-            self.batch.spans(&self.connection, place, first, last).await?
+            open.batch.spans(&open.connection, place, first, last).await?
         };
-        let read = |span| self.batch.read(&self.connection, place, span, periods.clone(), series);
+        let read = |span| open.batch.read(&open.connection, place, span, periods.clone(), series);
         let mut rows = gather(spans.into_iter().map(read)).await?;
         rows.sort_unstable_by(|a, b| (&a.key.series, a.key.period).cmp(&(&b.key.series, b.key.period)));
         Ok(rows)

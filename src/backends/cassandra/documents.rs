@@ -11,7 +11,7 @@ use lamina_core::{Commit, Document, Documents, StoreError};
 use scylla::statement::prepared::PreparedStatement;
 
 use super::{
-    CassandraStore,
+    CassandraStore, Opened,
     cell::{signed, unsigned},
     session::Connection,
 };
@@ -56,29 +56,32 @@ fn document(kind: &str, key: &str, version: Option<i64>, value: Option<Vec<u8>>)
 #[async_trait]
 impl Documents for CassandraStore {
     async fn get(&self, kind: &str, key: &str) -> Result<Option<Document>, StoreError> {
-        let doubt = self.documents.in_doubt.of(kind, key);
-        let statement = if doubt.is_some() { &self.documents.get_serial } else { &self.documents.get };
-        let rows: Vec<(Option<i64>, Option<Vec<u8>>)> = self.connection.rows(statement, (kind, key)).await?;
+        let open = self.opened().await?;
+        let doubt = open.documents.in_doubt.of(kind, key);
+        let statement = if doubt.is_some() { &open.documents.get_serial } else { &open.documents.get };
+        let rows: Vec<(Option<i64>, Option<Vec<u8>>)> = open.connection.rows(statement, (kind, key)).await?;
         if let Some(doubt) = doubt {
-            self.documents.in_doubt.settle(kind, key, doubt);
+            open.documents.in_doubt.settle(kind, key, doubt);
         }
         rows.into_iter().next().map(|(version, value)| document(kind, key, version, value)).transpose()
     }
 
     async fn put(&self, kind: &str, key: &str, expected: u64, value: Bytes) -> Result<Commit, StoreError> {
+        let open = self.opened().await?;
         let expected = signed(expected)?;
         let answer = if expected == 0 {
-            self.connection.change(&self.documents.create, (kind, key, value)).await
+            open.connection.change(&open.documents.create, (kind, key, value)).await
         } else {
             let row = (expected.saturating_add(1), value, kind, key, expected);
-            self.connection.change(&self.documents.replace, row).await
+            open.connection.change(&open.documents.replace, row).await
         };
-        self.note(kind, key, answer)
+        open.note(kind, key, answer)
     }
 
     async fn list(&self, kind: &str) -> Result<Vec<(String, Document)>, StoreError> {
+        let open = self.opened().await?;
         let rows: Vec<(String, Option<i64>, Option<Vec<u8>>)> =
-            self.connection.rows(&self.documents.list, (kind,)).await?;
+            open.connection.rows(&open.documents.list, (kind,)).await?;
         let documents = rows.into_iter().map(|(key, version, value)| {
             let found = document(kind, &key, version, value)?;
             Ok((key, found))
@@ -87,12 +90,13 @@ impl Documents for CassandraStore {
     }
 
     async fn remove(&self, kind: &str, key: &str, expected: u64) -> Result<Commit, StoreError> {
-        let answer = self.connection.change(&self.documents.remove, (kind, key, signed(expected)?)).await;
-        self.note(kind, key, answer)
+        let open = self.opened().await?;
+        let answer = open.connection.change(&open.documents.remove, (kind, key, signed(expected)?)).await;
+        open.note(kind, key, answer)
     }
 }
 
-impl CassandraStore {
+impl Opened {
     /// Remembers that a document's next reading has to settle an open outcome.
     fn note(&self, kind: &str, key: &str, answer: Result<Commit, StoreError>) -> Result<Commit, StoreError> {
         if matches!(answer, Err(StoreError::Unknown(_))) {

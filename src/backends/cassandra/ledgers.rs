@@ -55,27 +55,30 @@ type LedgerRow = (Option<i64>, Option<i64>, Option<Vec<u8>>);
 #[async_trait]
 impl Ledgers for CassandraStore {
     async fn load(&self, log: &LogId, partition: Partition, consistency: Consistency) -> Result<Ledger, StoreError> {
+        let open = self.opened().await?;
         let mut statement = match consistency {
-            Consistency::Quorum => &self.ledgers.load,
-            Consistency::Serial => &self.ledgers.load_serial,
+            Consistency::Quorum => &open.ledgers.load,
+            Consistency::Serial => &open.ledgers.load_serial,
         };
         for _ in 0..READINGS {
-            let rows = self.connection.rows(statement, (log.as_str(), i64::from(partition))).await?;
+            let rows = open.connection.rows(statement, (log.as_str(), i64::from(partition))).await?;
             if let Some(ledger) = assemble(rows, log, partition)? {
                 return Ok(ledger);
             }
-            statement = &self.ledgers.load_serial;
+            statement = &open.ledgers.load_serial;
         }
         Err(StoreError::Unavailable(format!("ledger {log} partition {partition} changes faster than it can be read")))
     }
 
     async fn commit(&self, log: &LogId, partition: Partition, change: &Change) -> Result<Commit, StoreError> {
-        let (batch, values) = self.ledgers.change(log, partition, change)?;
-        self.connection.change_together(batch, values).await
+        let open = self.opened().await?;
+        let (batch, values) = open.ledgers.change(log, partition, change)?;
+        open.connection.change_together(batch, values).await
     }
 
     async fn archive(&self, log: &LogId, partition: Partition, epochs: &[Epoch]) -> Result<(), StoreError> {
-        self.manifest.archive(&self.connection, log, partition, epochs).await
+        let open = self.opened().await?;
+        open.manifest.archive(&open.connection, log, partition, epochs).await
     }
 
     async fn archived(
@@ -84,7 +87,8 @@ impl Ledgers for CassandraStore {
         partition: Partition,
         range: Range<Offset>,
     ) -> Result<Vec<Epoch>, StoreError> {
-        self.manifest.archived(&self.connection, log, partition, range).await
+        let open = self.opened().await?;
+        open.manifest.archived(&open.connection, log, partition, range).await
     }
 }
 

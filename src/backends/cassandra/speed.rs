@@ -60,6 +60,7 @@ fn ttl(stamp: Stamp) -> Result<i32, StoreError> {
 #[async_trait]
 impl SpeedChunks for CassandraStore {
     async fn put(&self, chunks: &[(SpeedKey, Bytes)], stamp: Stamp) -> Result<(), StoreError> {
+        let open = self.opened().await?;
         let ttl = ttl(stamp)?;
         let write = |(key, chunk): &(SpeedKey, Bytes)| {
             let SpeedKey { view, shard, slot, epoch, part } = key.clone();
@@ -70,7 +71,7 @@ impl SpeedChunks for CassandraStore {
                     Part::Whole(end) => (WHOLE, signed(end)?),
                 };
                 let row = (stamp.at, ttl, chunk, view.as_str(), i64::from(shard), slot, epoch.0, kind, number);
-                self.connection.upsert(&self.speed.put, row).await
+                open.connection.upsert(&open.speed.put, row).await
             }
         };
         all(chunks.iter().map(write)).await
@@ -84,13 +85,15 @@ impl SpeedChunks for CassandraStore {
         mark: &Mark,
         stamp: Stamp,
     ) -> Result<(), StoreError> {
+        let open = self.opened().await?;
         let row = (stamp.at, ttl(stamp)?, pack(mark)?, log.as_str(), i64::from(partition), epoch.0);
-        self.connection.upsert(&self.speed.put_mark, row).await
+        open.connection.upsert(&open.speed.put_mark, row).await
     }
 
     async fn mark(&self, log: &LogId, partition: Partition, epoch: EpochId) -> Result<Option<Mark>, StoreError> {
+        let open = self.opened().await?;
         let key = (log.as_str(), i64::from(partition), epoch.0);
-        let rows: Vec<(Option<Vec<u8>>,)> = self.connection.rows(&self.speed.mark, key).await?;
+        let rows: Vec<(Option<Vec<u8>>,)> = open.connection.rows(&open.speed.mark, key).await?;
         let cell = rows.into_iter().find_map(|(cell,)| cell);
         let what = || format!("table speed_marks, log {log} partition {partition} epoch {epoch}");
         cell.map(|cell| unpack(&cell, what)).transpose()
@@ -104,11 +107,12 @@ impl SpeedChunks for CassandraStore {
         epoch: EpochId,
         range: Range<u64>,
     ) -> Result<Vec<(u64, Bytes)>, StoreError> {
+        let open = self.opened().await?;
         if range.is_empty() {
             return Ok(Vec::new());
         }
         let key = (view.as_str(), i64::from(shard), slot, epoch.0, clamped(range.start), clamped(range.end));
-        let rows: Vec<(i64, Option<Vec<u8>>)> = self.connection.rows(&self.speed.range, key).await?;
+        let rows: Vec<(i64, Option<Vec<u8>>)> = open.connection.rows(&open.speed.range, key).await?;
         let what = || format!("table speed_chunks, view {view} shard {shard} slot {slot} epoch {epoch}");
         let chunks = rows.into_iter().filter_map(|(number, chunk)| Some((number, chunk?)));
         chunks.map(|(number, chunk)| Ok((unsigned(number, what)?, Bytes::from(chunk)))).collect()
@@ -122,8 +126,9 @@ impl SpeedChunks for CassandraStore {
         epoch: EpochId,
         end: Offset,
     ) -> Result<Option<Bytes>, StoreError> {
+        let open = self.opened().await?;
         let key = (view.as_str(), i64::from(shard), slot, epoch.0, signed(end)?);
-        let rows: Vec<(Option<Vec<u8>>,)> = self.connection.rows(&self.speed.one, key).await?;
+        let rows: Vec<(Option<Vec<u8>>,)> = open.connection.rows(&open.speed.one, key).await?;
         Ok(rows.into_iter().find_map(|(chunk,)| chunk).map(Bytes::from))
     }
 }
