@@ -23,6 +23,8 @@ pub mod writer;
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
+#[cfg(test)]
+mod laws;
 
 pub use clock::Clock;
 pub use cut::Cut;
@@ -34,3 +36,4 @@ pub use store::{
     BatchChunks, BatchKey, BatchRow, Commit, Consistency, Document, Documents, Ledgers, Mark, Part, SpeedChunks,
     SpeedKey, Stamp, Store, StoreError,
 };
+pub use writer::Writer;

@@ -226,7 +226,10 @@ async fn read_epoch<C: Chunks + ?Sized>(
     wanted: &Wanted,
 ) -> Result<Option<Vec<C::Speed>>, StoreError> {
     match &wanted.part {
-        WantedPart::Whole(_) => Ok(chunks.whole(view, shard, wanted).await?.map(|chunk| vec![chunk])),
+        WantedPart::Whole(_) => {
+            let found = chunks.whole(view, shard, wanted).await?.map(|chunk| vec![chunk]);
+            Ok(found.or_else(|| (!rules::on(Rule::MissingIsAnError)).then(Vec::new)))
+        }
         WantedPart::Deltas(mark) => {
             let named = mark.sequences.get(&(view.clone(), shard)).copied().unwrap_or(0);
             let upto = if rules::on(Rule::MarkBounds) { named } else { u64::MAX };
@@ -234,7 +237,8 @@ async fn read_epoch<C: Chunks + ?Sized>(
                 return Ok(Some(Vec::new()));
             }
             let found = chunks.deltas(view, shard, wanted, 0..upto).await?;
-            Ok((found.len() as u64 >= named).then_some(found))
+            let whole = found.len() as u64 >= named || !rules::on(Rule::MissingIsAnError);
+            Ok(whole.then_some(found))
         }
     }
 }
