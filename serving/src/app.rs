@@ -8,7 +8,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
-    Config, chunks::CachedChunks, http::freshness::Movements, problem::Problem, registry::Registry, topics::Topics,
+    Config, chunks::CachedChunks, http::progress::Movements, problem::Problem, registry::Registry, topics::Topics,
 };
 
 /// What the serving layer stands on.

@@ -6,6 +6,8 @@ use std::{net::SocketAddr, time::Duration};
 #[derive(Clone, Debug)]
 pub struct Config {
     pub listen: SocketAddr,
+    /// Of topics that an ingest makes because nobody has yet.
+    pub partitions: u32,
     /// How long one request may compute; waiting for `at_least` is not counted.
     pub request_timeout: Duration,
     /// Largest request body, compressed and decompressed.
@@ -43,6 +45,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            partitions: 8,
             request_timeout: Duration::from_secs(30),
             max_body_bytes: 32 << 20,
             max_event_bytes: 1 << 20,

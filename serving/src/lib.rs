@@ -16,15 +16,13 @@ mod http;
 mod instant;
 mod problem;
 mod query;
-mod registry;
+pub mod registry;
 mod run;
 mod token;
 mod topics;
 
 pub use app::Deps;
 pub use config::{Config, FreshnessLimits};
-pub use http::router;
-pub use registry::{
-    DefinitionBody, DefinitionKind, Origin, Put, Registry, RegistryError, etag_of_metric, etag_of_source,
-};
+pub use http::{health_router, router};
+pub use registry::{DefinitionBody, DefinitionKind, Put, Registry, RegistryError};
 pub use run::run;

@@ -6,7 +6,7 @@
 use axum::http::{HeaderMap, StatusCode};
 use lamina_core::{
     Micros, envelope,
-    store::{Commit, StoreError},
+    store::{Commit, Documents, StoreError},
 };
 use serde::{Deserialize, Serialize};
 
@@ -106,7 +106,7 @@ pub(super) async fn sweep(app: &App) -> Result<(), StoreError> {
 
 async fn put(app: &App, key: &str, expected: u64, entry: &Entry) -> Result<Commit, Problem> {
     let value = envelope::pack(entry).map_err(|error| Problem::internal(&error))?;
-    Ok(app.deps.store.put(DOCUMENTS, key, expected, value.into()).await?)
+    Ok(Documents::put(&*app.deps.store, DOCUMENTS, key, expected, value.into()).await?)
 }
 
 fn in_flight() -> Problem {

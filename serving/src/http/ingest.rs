@@ -8,7 +8,7 @@ use axum::{
     http::StatusCode,
 };
 use bytes::Bytes;
-use lamina_core::log::Append;
+use lamina_core::log::{Append, Topic};
 use lamina_metric::{Format, IngestRecord, Source};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -75,7 +75,7 @@ async fn ingest_events(
     let packing = Packing::of(&parts.headers)?;
     let packed = body::read(body, app.config.max_body_bytes, app.config.request_timeout).await?;
     let (records, rejected) = split(&app, &source, packing, packed).await?;
-    let topic = app.topics.find(&source.topic).await?.ok_or_else(|| no_topic(&source))?;
+    let topic = topic(&app, &source).await?;
     let accepted = records.len();
     let appended = match accepted {
         0 => Vec::new(),
@@ -89,9 +89,12 @@ async fn ingest_events(
     Ok((StatusCode::ACCEPTED, Json(Ingested { accepted, rejected, position })))
 }
 
-fn no_topic(source: &Source) -> Problem {
-    let detail = format!("topic {:?} of source {} does not exist yet: a worker makes it", source.topic, source.name);
-    Problem::unavailable("no_topic", detail)
+/// The source's topic, made if nobody has yet.
+async fn topic(app: &App, source: &Source) -> Result<Arc<Topic>, Problem> {
+    if let Some(topic) = app.topics.find(&source.topic).await? {
+        return Ok(topic);
+    }
+    Ok(Arc::new(app.deps.log.ensure_topic(&source.topic, app.config.partitions).await?))
 }
 
 /// Content types of each format. None at all, or plain bytes, is taken to be what the source expects.

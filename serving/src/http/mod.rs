@@ -2,11 +2,13 @@
 
 mod definitions;
 mod docs;
-pub(crate) mod freshness;
+mod freshness;
 mod health;
+mod idempotency;
 mod ingest;
 mod jobs;
 mod layers;
+pub(crate) mod progress;
 mod query;
 mod recompute;
 
@@ -15,7 +17,10 @@ use tower_http::{catch_panic::CatchPanicLayer, compression::CompressionLayer};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::{Config, app::Deps, app::App};
+use crate::{
+    Config,
+    app::{App, Deps},
+};
 
 /// What the OpenAPI document says besides the paths.
 #[derive(OpenApi)]
@@ -50,12 +55,20 @@ pub fn router(deps: Deps, config: &Config) -> Router {
     let (free, free_api) = OpenApiRouter::new().merge(health::routes()).merge(docs::routes()).split_for_parts();
     api.merge(free_api);
     let limited = limited.layer(middleware::from_fn_with_state(app.clone(), layers::limit));
-    limited
-        .merge(free)
-        .merge(docs::openapi(&api))
+    finish(limited.merge(free).merge(docs::openapi(&api)), app)
+}
+
+/// Health and measurements only, for processes that do not serve.
+pub fn health_router(deps: Deps, config: &Config) -> Router {
+    let (health, _) = health::routes().split_for_parts();
+    finish(health, App::new(deps, config))
+}
+
+fn finish(routes: Router<App>, app: App) -> Router {
+    routes
         .fallback(layers::unknown_path)
-        .with_state(app.clone())
         .layer(CatchPanicLayer::custom(layers::panicked))
-        .layer(middleware::from_fn_with_state(app, layers::envelope))
+        .layer(middleware::from_fn_with_state(app.clone(), layers::envelope))
         .layer(CompressionLayer::new())
+        .with_state(app)
 }

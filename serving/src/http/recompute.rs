@@ -76,6 +76,9 @@ async fn recompute(State(app): State<App>, request: Request) -> Result<Response,
             Begun::New(id) => {
                 let job = create(&app, Job { id, ..job }).await?;
                 idempotency::finish(&app, &key).await?;
+                if let Err(error) = idempotency::sweep(&app).await {
+                    tracing::warn!(%error, "old idempotency keys were not removed");
+                }
                 job
             }
         },

@@ -17,11 +17,7 @@ use std::collections::BTreeMap;
 
 use lamina_core::{Snapshot, snapshot::MissingBecause};
 
-pub(crate) use self::{
-    params::Params,
-    plan::all_of,
-    read::{Partitions, partitions_of},
-};
+pub(crate) use self::{params::Params, plan::all_of, read::partitions_of};
 use self::{
     encode::{BatchMeta, Body, Meta, Overflow, SpeedMeta},
     merge::Read,
