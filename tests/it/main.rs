@@ -3,4 +3,7 @@
 mod arrows;
 mod backends;
 mod cassandra;
+mod datasets;
 mod kafka;
+mod process;
+mod truth;
