@@ -4,6 +4,7 @@ mod arrows;
 mod backends;
 mod cassandra;
 mod datasets;
+mod embedded;
 mod kafka;
 mod process;
 mod truth;
