@@ -180,5 +180,4 @@ fn external(error: impl std::error::Error + Send + Sync + 'static) -> DataFusion
 }
 
 #[cfg(test)]
-#[path = "udaf_tests.rs"]
 mod tests;
