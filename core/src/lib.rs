@@ -8,21 +8,32 @@
 //! - What is not in the [`ledger`] does not exist.
 //! - This crate imports no other crate of lamina.
 
+pub mod clock;
 pub mod cut;
 pub mod envelope;
+pub mod generation;
 pub mod ids;
 pub mod ledger;
 pub mod log;
+pub mod read;
 pub mod rules;
+pub mod snapshot;
 pub mod store;
+pub mod writer;
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
+#[cfg(test)]
+mod laws;
 
+pub use clock::Clock;
 pub use cut::Cut;
+pub use generation::{Opened, Published, Scope, ViewState};
 pub use ids::{EpochId, Generation, LogId, Micros, Offset, Partition, Shard, ViewId};
 pub use ledger::{Archive, Change, Counts, Epoch, Ledger, LedgerError};
+pub use snapshot::Snapshot;
 pub use store::{
     BatchChunks, BatchKey, BatchRow, Commit, Consistency, Document, Documents, Ledgers, Mark, Part, SpeedChunks,
     SpeedKey, Stamp, Store, StoreError,
 };
+pub use writer::Writer;

@@ -4,6 +4,8 @@ pub mod aggregate;
 pub mod answer;
 pub mod catalog;
 pub mod chunk;
+mod compile_metric;
+mod compile_source;
 pub mod decode;
 pub mod definition;
 pub mod diagnostic;
@@ -17,6 +19,9 @@ pub mod source;
 pub mod state;
 pub mod time;
 pub mod udaf;
+mod reading;
+mod text;
+mod toml_table;
 
 pub use aggregate::{Aggregate, ValueType};
 pub use answer::{Answer, Approximate, Ask, Numbers, TopItem};

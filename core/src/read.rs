@@ -1,0 +1,294 @@
+//! Reading: view state, then ledgers with their marks, then speed, then batch; and again if they do not fit.
+
+use std::ops::Range;
+
+use async_trait::async_trait;
+use futures::{StreamExt, TryStreamExt, stream};
+
+use crate::{
+    cut::Cut,
+    generation,
+    ids::{Generation, LogId, Micros, Partition, Shard, ViewId},
+    ledger::Ledger,
+    rules::{self, Rule},
+    snapshot::{Snapshot, Stale, Taken, Wanted, WantedPart},
+    store::{Consistency, Documents, Ledgers, Mark, SpeedChunks, StoreError},
+};
+
+/// How often inputs are taken again before the read gives up.
+const ATTEMPTS: u32 = 8;
+/// Reads of one query that are under way at once.
+const PARALLEL: usize = 16;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A chunk that ledger or mark name is not there: an error, never emptiness.
+    #[error("speed chunk of epoch {epoch} in partition {partition}, shard {shard} of view {view} is not in the store")]
+    ChunkMissing { view: ViewId, shard: Shard, partition: Partition, epoch: crate::EpochId },
+    #[error("inputs kept changing: {ATTEMPTS} attempts did not fit together")]
+    NeverSettled,
+}
+
+/// Where decoded chunks come from: the store, or a cache in front of it.
+#[async_trait]
+pub trait Chunks: Send + Sync {
+    type Speed: Send;
+    type Batch: Send;
+
+    /// The consolidated chunk of a sealed epoch. It never changes, so it may be cached as it is.
+    async fn whole(&self, view: &ViewId, shard: Shard, wanted: &Wanted) -> Result<Option<Self::Speed>, StoreError>;
+
+    /// Delta chunks `range` of an open epoch, in order; absent ones are left out.
+    async fn deltas(
+        &self,
+        view: &ViewId,
+        shard: Shard,
+        wanted: &Wanted,
+        range: Range<u64>,
+    ) -> Result<Vec<Self::Speed>, StoreError>;
+
+    /// Batch chunks. One that is cached serves only the published generation under which it was read.
+    async fn batch(&self, scan: &BatchScan<'_>) -> Result<Vec<Self::Batch>, StoreError>;
+
+    fn cut(batch: &Self::Batch) -> &Cut;
+}
+
+/// Which batch chunks a reader wants.
+#[derive(Clone, Debug)]
+pub struct BatchScan<'a> {
+    /// The published generation of the snapshot.
+    pub generation: Generation,
+    pub view: &'a ViewId,
+    pub width: Micros,
+    pub base: u32,
+    pub shard: Shard,
+    /// Starts of periods, half-open.
+    pub periods: Range<Micros>,
+    pub series: Option<&'a [u8]>,
+}
+
+/// What a query asks of one view.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    pub log: &'a LogId,
+    pub partitions: &'a [Partition],
+    pub view: &'a ViewId,
+    /// The revision since which the view counts epochs.
+    pub since: u64,
+    pub shards: &'a [Shard],
+    /// Width of the rollup to read from batch.
+    pub width: Micros,
+    /// Starts of batch periods to read, half-open.
+    pub periods: Range<Micros>,
+    /// One series only.
+    pub series: Option<&'a [u8]>,
+}
+
+/// A speed chunk with what decides whether it counts.
+#[derive(Clone, Debug)]
+pub struct Piece<S> {
+    pub partition: Partition,
+    /// Start offset of its epoch.
+    pub start: u64,
+    pub chunk: S,
+}
+
+/// Inputs that fit together.
+#[derive(Clone, Debug)]
+pub struct Inputs<S, B> {
+    pub snapshot: Snapshot,
+    pub speed: Vec<Piece<S>>,
+    pub batch: Vec<B>,
+}
+
+/// Takes inputs until they fit together.
+///
+/// # Errors
+/// As the store; [`ReadError::ChunkMissing`] if a chunk that counts is gone.
+pub async fn read<D, C>(store: &D, chunks: &C, request: &Request<'_>) -> Result<Inputs<C::Speed, C::Batch>, ReadError>
+where
+    D: Ledgers + SpeedChunks + Documents + ?Sized,
+    C: Chunks + ?Sized,
+{
+    let mut missing = None;
+    for attempt in 0..ATTEMPTS {
+        match attempt_read(store, chunks, request, attempt > 0).await? {
+            Attempt::Fits(inputs) => return Ok(inputs),
+            Attempt::Stale => missing = None,
+            Attempt::Missing(error) => missing = Some(error),
+        }
+    }
+    Err(missing.unwrap_or(ReadError::NeverSettled))
+}
+
+enum Attempt<S, B> {
+    Fits(Inputs<S, B>),
+    Stale,
+    /// Perhaps the ledger moved on and the chunk expired in between.
+    Missing(ReadError),
+}
+
+async fn attempt_read<D, C>(
+    store: &D,
+    chunks: &C,
+    request: &Request<'_>,
+    again: bool,
+) -> Result<Attempt<C::Speed, C::Batch>, ReadError>
+where
+    D: Ledgers + SpeedChunks + Documents + ?Sized,
+    C: Chunks + ?Sized,
+{
+    let snapshot = take(store, request, again).await?;
+    if snapshot.check() == Err(Stale) {
+        return Ok(Attempt::Stale);
+    }
+    if !rules::on(Rule::SpeedBeforeBatch) {
+        let batch = read_batch(chunks, request, &snapshot).await?;
+        let Ok(speed) = read_speed(chunks, request, &snapshot).await? else { return Ok(Attempt::Stale) };
+        return Ok(Attempt::Fits(Inputs { snapshot, speed, batch }));
+    }
+    let speed = match read_speed(chunks, request, &snapshot).await? {
+        Ok(speed) => speed,
+        Err(error) => return Ok(Attempt::Missing(error)),
+    };
+    let batch = read_batch(chunks, request, &snapshot).await?;
+    if batch.iter().all(|chunk| snapshot.admits(C::cut(chunk))) {
+        return Ok(Attempt::Fits(Inputs { snapshot, speed, batch }));
+    }
+    Ok(Attempt::Stale)
+}
+
+/// The view's published generation, then each ledger with the mark of its open epoch.
+///
+/// # Errors
+/// As the store.
+pub async fn take<D>(store: &D, request: &Request<'_>, again: bool) -> Result<Snapshot, ReadError>
+where
+    D: Ledgers + SpeedChunks + Documents + ?Sized,
+{
+    let (_, state) = generation::load_view(store, request.view).await?;
+    let consistency = if again { Consistency::Serial } else { Consistency::Quorum };
+    let ledgers = request.partitions.iter().map(|&partition| async move {
+        let ledger = store.load(request.log, partition, consistency).await?;
+        let mark = open_mark(store, request.log, partition, &ledger).await?;
+        Ok::<_, StoreError>((partition, Taken { ledger, mark }))
+    });
+    let taken = stream::iter(ledgers).buffer_unordered(PARALLEL).try_collect().await?;
+    Ok(Snapshot { published: state.published, since: request.since, taken })
+}
+
+/// The mark of a ledger's open epoch.
+///
+/// # Errors
+/// As the store.
+pub async fn open_mark<D>(
+    store: &D,
+    log: &LogId,
+    partition: Partition,
+    ledger: &Ledger,
+) -> Result<Option<Mark>, StoreError>
+where
+    D: SpeedChunks + ?Sized,
+{
+    let Some(open) = ledger.open() else { return Ok(None) };
+    store.mark(log, partition, open.id).await
+}
+
+async fn read_speed<C: Chunks + ?Sized>(
+    chunks: &C,
+    request: &Request<'_>,
+    snapshot: &Snapshot,
+) -> Result<Result<Vec<Piece<C::Speed>>, ReadError>, StoreError> {
+    let wanted = snapshot.wanted();
+    let pairs = wanted.iter().flat_map(|wanted| request.shards.iter().map(move |&shard| (wanted, shard)));
+    let reads = pairs.map(|(wanted, shard)| async move {
+        let found = read_epoch(chunks, request.view, shard, wanted).await?;
+        let piece = |chunk| Piece { partition: wanted.partition, start: wanted.start, chunk };
+        let missing = || ReadError::ChunkMissing {
+            view: request.view.clone(),
+            shard,
+            partition: wanted.partition,
+            epoch: wanted.epoch,
+        };
+        Ok::<_, StoreError>(found.map(|found| found.into_iter().map(piece).collect::<Vec<_>>()).ok_or_else(missing))
+    });
+    let found: Vec<Result<Vec<_>, ReadError>> = stream::iter(reads).buffered(PARALLEL).try_collect().await?;
+    Ok(found.into_iter().collect::<Result<Vec<_>, _>>().map(|pieces| pieces.into_iter().flatten().collect()))
+}
+
+/// All chunks of one epoch in one shard, or `None` if one that must be there is not.
+async fn read_epoch<C: Chunks + ?Sized>(
+    chunks: &C,
+    view: &ViewId,
+    shard: Shard,
+    wanted: &Wanted,
+) -> Result<Option<Vec<C::Speed>>, StoreError> {
+    match &wanted.part {
+        WantedPart::Whole(_) => {
+            let found = chunks.whole(view, shard, wanted).await?.map(|chunk| vec![chunk]);
+            Ok(found.or_else(|| (!rules::on(Rule::MissingIsAnError)).then(Vec::new)))
+        }
+        WantedPart::Deltas(mark) => {
+            let named = mark.sequences.get(&(view.clone(), shard)).copied().unwrap_or(0);
+            let upto = if rules::on(Rule::MarkBounds) { named } else { u64::MAX };
+            if upto == 0 {
+                return Ok(Some(Vec::new()));
+            }
+            let found = chunks.deltas(view, shard, wanted, 0..upto).await?;
+            let whole = found.len() as u64 >= named || !rules::on(Rule::MissingIsAnError);
+            Ok(whole.then_some(found))
+        }
+    }
+}
+
+async fn read_batch<C: Chunks + ?Sized>(
+    chunks: &C,
+    request: &Request<'_>,
+    snapshot: &Snapshot,
+) -> Result<Vec<C::Batch>, StoreError> {
+    let published = &snapshot.published;
+    let generation = if rules::on(Rule::FreshBatchChunks) { published.generation } else { 0 };
+    let ranges = base_ranges(&published.bases, &request.periods);
+    let scans =
+        ranges.iter().flat_map(|(periods, base)| request.shards.iter().map(move |&shard| (periods, *base, shard)));
+    let reads = scans.map(|(periods, base, shard)| async move {
+        let scan = BatchScan {
+            generation,
+            view: request.view,
+            width: request.width,
+            base,
+            shard,
+            periods: periods.clone(),
+            series: request.series,
+        };
+        chunks.batch(&scan).await
+    });
+    let found: Vec<Vec<C::Batch>> = stream::iter(reads).buffered(PARALLEL).try_collect().await?;
+    Ok(found.into_iter().flatten().collect())
+}
+
+/// Splits `periods` where recomputed ranges begin and end: each part with the base it is stored under.
+fn base_ranges(bases: &[(Range<Micros>, u32)], periods: &Range<Micros>) -> Vec<(Range<Micros>, u32)> {
+    let inside = |at: &Micros| periods.start < *at && *at < periods.end;
+    let mut edges: Vec<Micros> = bases.iter().flat_map(|(range, _)| [range.start, range.end]).filter(inside).collect();
+    edges.extend([periods.start, periods.end]);
+    edges.sort_unstable();
+    edges.dedup();
+    let base_at = |at: Micros| bases.iter().find(|(range, _)| range.contains(&at)).map_or(0, |(_, base)| *base);
+    edges.windows(2).map(|pair| (pair[0]..pair[1], base_at(pair[0]))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::base_ranges;
+
+    #[test]
+    fn every_period_is_read_once_under_its_latest_base() {
+        let bases = vec![(10..20, 2), (0..30, 1)];
+        assert_eq!(base_ranges(&bases, &(5..40)), [(5..10, 1), (10..20, 2), (20..30, 1), (30..40, 0)]);
+        assert_eq!(base_ranges(&[], &(5..40)), [(5..40, 0)]);
+        assert!(base_ranges(&bases, &(5..5)).is_empty());
+    }
+}

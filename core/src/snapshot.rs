@@ -1,0 +1,187 @@
+//! What a reader took, and which of it counts.
+//!
+//! A [`Snapshot`] is the published generation of a view, then the ledgers with the marks of their open epochs, taken in
+//! that order. It fixes the prefix of the log that the answer folds; speed and batch chunks read afterwards are
+//! counted, or refused, by it.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    cut::Cut,
+    generation::Published,
+    ids::{EpochId, Micros, Offset, Partition},
+    ledger::{Epoch, Ledger},
+    rules::{self, Rule},
+    store::{self, Mark},
+};
+
+/// The revision of the first definitions. Epochs leave a ledger only below every active view's published cut, so an
+/// unpublished view can lack trimmed epochs only if it was defined later.
+pub const FIRST_REVISION: u64 = 1;
+
+/// A ledger with the mark of its open epoch.
+#[derive(Clone, Debug, Default)]
+pub struct Taken {
+    pub ledger: Ledger,
+    pub mark: Option<Mark>,
+}
+
+/// One reader's view of what counts.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub published: Published,
+    /// The revision of the definitions since which the view counts epochs.
+    pub since: u64,
+    pub taken: BTreeMap<Partition, Taken>,
+}
+
+/// The chunks of an epoch that a reader needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub partition: Partition,
+    pub epoch: EpochId,
+    pub slot: i64,
+    /// Start offset of the epoch: coverage is judged by it.
+    pub start: Offset,
+    pub part: WantedPart,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WantedPart {
+    /// The epoch is sealed: the consolidated chunk that ends here, alone.
+    Whole(Offset),
+    /// The epoch is open: the delta sequences that its mark names.
+    Deltas(Mark),
+}
+
+/// A range of the log that the answer does not fold, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    pub partition: Partition,
+    pub from: Offset,
+    /// Exclusive.
+    pub to: Offset,
+    pub why: MissingBecause,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MissingBecause {
+    /// Folded before the view was defined; batch has not built it yet.
+    NotBuilt,
+    /// Its speed chunks may have expired before batch covered them.
+    Expired,
+    /// The log had lost the records before they were read.
+    Lost,
+}
+
+/// The inputs were read at moments that do not fit together: take everything again, past all caches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stale;
+
+impl Snapshot {
+    /// The ledgers chain, and nothing above the published cut has left them.
+    ///
+    /// # Errors
+    /// [`Stale`] if batch published, and epochs were trimmed, between the two reads.
+    pub fn check(&self) -> Result<(), Stale> {
+        for (&partition, taken) in &self.taken {
+            let trimmed = taken.ledger.epochs.first().map_or(0, |first| first.start);
+            let not_built = self.published.generation == 0;
+            let beyond = trimmed > self.published.cut.at(partition) && !not_built;
+            if taken.ledger.check().is_err() || (beyond && rules::on(Rule::RecheckTrimmed)) {
+                return Err(Stale);
+            }
+        }
+        Ok(())
+    }
+
+    /// Epochs whose chunks are to be read, in offset order by partition.
+    pub fn wanted(&self) -> Vec<Wanted> {
+        let counted = |(&partition, taken)| self.counted(partition, taken);
+        self.taken.iter().flat_map(counted).collect()
+    }
+
+    fn counted<'a>(&'a self, partition: Partition, taken: &'a Taken) -> impl Iterator<Item = Wanted> + 'a {
+        let uncovered = move |epoch: &&Epoch| self.counts(partition, epoch.start, &self.published.cut);
+        let active = |epoch: &&Epoch| epoch.revision >= self.since;
+        taken.ledger.epochs.iter().filter(uncovered).filter(active).filter_map(move |epoch| {
+            let part = match (epoch.end, &taken.mark) {
+                (Some(end), _) => WantedPart::Whole(end),
+                (None, Some(mark)) => WantedPart::Deltas(mark.clone()),
+                (None, None) => return None,
+            };
+            let slot = store::slot(epoch.opened_at);
+            Some(Wanted { partition, epoch: epoch.id, slot, start: epoch.start, part })
+        })
+    }
+
+    /// Whether a batch chunk with this cut fits the ledgers taken.
+    pub fn admits(&self, cut: &Cut) -> bool {
+        if !rules::on(Rule::RecheckCuts) {
+            return true;
+        }
+        self.taken.iter().all(|(&partition, taken)| {
+            let cut = cut.at(partition);
+            if !rules::on(Rule::RecheckStarts) {
+                return cut <= self.position(partition, taken);
+            }
+            taken.ledger.knows(cut)
+        })
+    }
+
+    /// The cut that a (series, bucket) is batch-covered up to: its chunk's own, or the published one where that is later
+    /// or there is no chunk.
+    pub fn covered(&self, own: Option<&Cut>) -> Cut {
+        own.map_or_else(|| self.published.cut.clone(), |own| own.max(&self.published.cut))
+    }
+
+    /// Whether the epoch that starts at `start` adds to what is covered up to `covered`: judged by offset, never by id or
+    /// event time.
+    pub fn counts(&self, partition: Partition, start: Offset, covered: &Cut) -> bool {
+        !covered.covers(partition, start) || !rules::on(Rule::LedgerDecides)
+    }
+
+    /// The next offset per partition: exactly the prefix that the answer folds.
+    pub fn positions(&self) -> BTreeMap<Partition, Offset> {
+        self.taken.iter().map(|(&partition, taken)| (partition, self.position(partition, taken))).collect()
+    }
+
+    fn position(&self, partition: Partition, taken: &Taken) -> Offset {
+        let marked = taken.mark.as_ref().map_or(0, |mark| mark.end);
+        taken.ledger.sealed_end().max(marked).max(self.published.cut.at(partition))
+    }
+
+    /// Largest event time folded, as far as marks and archive files tell.
+    pub fn watermark(&self) -> Option<Micros> {
+        let sealed = |taken: &Taken| {
+            let files = taken.ledger.epochs.iter().filter_map(|epoch| epoch.archive.as_ref());
+            files.filter_map(|archive| archive.event_time).map(|(_, last)| last).max()
+        };
+        let open = |taken: &Taken| taken.mark.as_ref().and_then(|mark| mark.watermark);
+        self.taken.values().map(|taken| sealed(taken).max(open(taken))).max().flatten().max(self.published.through)
+    }
+
+    /// What the answer lacks, judged at `now`.
+    pub fn missing(&self, now: Micros) -> Vec<Missing> {
+        let mut missing = Vec::new();
+        for (&partition, taken) in &self.taken {
+            let cut = self.published.cut.at(partition);
+            let first = taken.ledger.epochs.first().map_or(0, |first| first.start);
+            if self.published.generation == 0 && self.since > FIRST_REVISION && first > 0 {
+                missing.push(Missing { partition, from: 0, to: first, why: MissingBecause::NotBuilt });
+            }
+            for epoch in taken.ledger.epochs.iter().filter(|epoch| epoch.start >= cut) {
+                let to = epoch.end.unwrap_or_else(|| self.position(partition, taken));
+                let mut because = |why| missing.push(Missing { partition, from: epoch.start, to, why });
+                if epoch.revision < self.since && to > epoch.start {
+                    because(MissingBecause::NotBuilt);
+                } else if epoch.alive_until < now && to > epoch.start {
+                    because(MissingBecause::Expired);
+                }
+            }
+            let lost = taken.ledger.epochs.iter().filter_map(|epoch| epoch.lost);
+            missing.extend(lost.map(|(from, to)| Missing { partition, from, to, why: MissingBecause::Lost }));
+        }
+        missing
+    }
+}

@@ -1,0 +1,4 @@
+//! The log and the view store, each implemented more than once behind the traits of `lamina-core`.
+
+pub mod embedded;
+pub mod kafka;
