@@ -132,8 +132,7 @@ impl GroupsAccumulator for Many {
         for row in 0..emit {
             encoded.append_value(encode_states(&self.0.take(&[row])).map_err(external)?);
         }
-        let rest: Vec<usize> = (emit..self.0.len()).collect();
-        self.0 = self.0.take(&rest);
+        self.0.drop_first(emit);
         Ok(Arc::new(encoded.finish()))
     }
 
