@@ -1,3 +1,5 @@
 //! The `lamina` command.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    lamina::cli::run()
+}

@@ -119,6 +119,19 @@ impl Catalog {
     }
 }
 
+/// Reads `*.toml` below the paths: (file, text).
+///
+/// # Errors
+/// All that cannot be read.
+pub fn read_files(paths: &[PathBuf]) -> Result<Vec<(String, String)>, Vec<Diagnostic>> {
+    let mut files = Vec::new();
+    let mut failed = Vec::new();
+    for path in paths {
+        collect(path, true, &mut files, &mut failed);
+    }
+    if failed.is_empty() { Ok(files) } else { Err(failed) }
+}
+
 /// Reads a file, or all `*.toml` files below a folder. A file that was named is read whatever its name ends in.
 fn collect(path: &Path, named: bool, files: &mut Vec<(String, String)>, failed: &mut Vec<Diagnostic>) {
     let file = path.display().to_string();

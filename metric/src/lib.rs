@@ -2,6 +2,7 @@
 
 pub mod aggregate;
 pub mod answer;
+pub mod archive;
 pub mod catalog;
 pub mod chunk;
 mod compile_metric;
@@ -25,6 +26,7 @@ pub mod udaf;
 
 pub use aggregate::{Aggregate, ValueType};
 pub use answer::{Answer, Approximate, Ask, Numbers, TopItem};
+pub use archive::{accepted_events, archive_schema};
 pub use catalog::{Catalog, Versions};
 pub use chunk::{BatchChunk, ChunkError, SpeedChunk};
 pub use decode::{Decoded, IngestRecord, Outcome};
