@@ -117,7 +117,7 @@ impl GroupsAccumulator for Many {
     ) -> Result<()> {
         self.0.resize(total);
         let Some(mask) = opt_filter else { return fold(&mut self.0, values, groups) };
-        let mask = prep_null_mask_filter(mask);
+        let mask = if mask.null_count() > 0 { prep_null_mask_filter(mask) } else { mask.clone() };
         let kept = values.iter().map(|array| filter(array, &mask)).collect::<Result<Vec<_>, _>>()?;
         let groups: Vec<usize> = mask.values().set_indices().map(|row| groups[row]).collect();
         fold(&mut self.0, &kept, &groups)
