@@ -32,13 +32,13 @@ impl Hold {
         let stamp = Stamp { at: flush.stamp, ttl: place.config.ttl_seconds() };
 
         let append = async || self.dead_letters.append(log, &mut delta.dead).await;
-        until_done("append dead letters", &*place, append).await;
+        until_done("append dead letters", &place, append).await;
         if !chunks.is_empty() {
-            until_done("write chunks", &*place, async || store.put(&chunks, stamp).await).await;
+            until_done("write chunks", &place, async || store.put(&chunks, stamp).await).await;
         }
         let (id, epoch) = (&self.log, self.writer.epoch().id);
         let put = async || store.put_mark(id, place.partition, epoch, &flush.mark, stamp).await;
-        until_done("write the mark", &*place, put).await;
+        until_done("write the mark", &place, put).await;
 
         self.writer.flushed(&flush);
         self.standing.dead_bytes = 0;

@@ -101,13 +101,7 @@ impl EpochFold {
         Self::with_dedup(catalog, source, self.partition, epoch, self.dedup)
     }
 
-    fn with_dedup(
-        catalog: &Catalog,
-        source: &Arc<Source>,
-        partition: Partition,
-        epoch: &Epoch,
-        dedup: Dedup,
-    ) -> Self {
+    fn with_dedup(catalog: &Catalog, source: &Arc<Source>, partition: Partition, epoch: &Epoch, dedup: Dedup) -> Self {
         Self {
             partition,
             views: Views::new(catalog, &source.name, epoch.revision),
@@ -189,8 +183,7 @@ impl EpochFold {
     fn fold(&mut self, records: &[Record]) -> Result<(), FoldError> {
         let decoded = decode(&self.source, self.partition, records);
         let duplicates = self.judge(records, &decoded);
-        let rows =
-            archive::archive_batch(&self.source, self.partition, self.start, records, &decoded, &duplicates)?;
+        let rows = archive::archive_batch(&self.source, self.partition, self.start, records, &decoded, &duplicates)?;
         self.file.append(&rows)?;
         let events = self.count(records, &decoded, &duplicates)?;
         self.note_times(records, &events);
@@ -222,12 +215,7 @@ impl EpochFold {
     }
 
     /// Counts what became of each record, sets dead ones aside and gives the events to fold.
-    fn count(
-        &mut self,
-        records: &[Record],
-        decoded: &Decoded,
-        duplicates: &[bool],
-    ) -> Result<RecordBatch, FoldError> {
+    fn count(&mut self, records: &[Record], decoded: &Decoded, duplicates: &[bool]) -> Result<RecordBatch, FoldError> {
         let mut keep = Vec::with_capacity(records.len());
         for ((record, outcome), &duplicate) in records.iter().zip(&decoded.outcomes).zip(duplicates) {
             match outcome {
@@ -250,7 +238,8 @@ impl EpochFold {
     }
 
     fn note_times(&mut self, records: &[Record], events: &RecordBatch) {
-        let times = events.column_by_name("_time").and_then(|times| times.as_primitive_opt::<TimestampMicrosecondType>());
+        let times =
+            events.column_by_name("_time").and_then(|times| times.as_primitive_opt::<TimestampMicrosecondType>());
         if let Some((first, last)) = times.and_then(|times| min(times).zip(max(times))) {
             let known = self.event_time.unwrap_or((first, last));
             self.event_time = Some((known.0.min(first), known.1.max(last)));

@@ -357,7 +357,7 @@ impl Hold {
         loop {
             match store.commit(&self.log, place.partition, &change).await {
                 Ok(Commit::Applied) => {
-                    if let Some(ledger) = self.ledger.apply(&change).filter(|_| change.expected == self.ledger.version) {
+                    if let Some(ledger) = self.ledger.apply(&change) {
                         self.ledger = ledger;
                         match sent {
                             Sent::Publish => self.writer.published(),
@@ -385,7 +385,7 @@ impl Hold {
     pub(crate) async fn reload(&mut self) {
         let (place, log) = (Arc::clone(&self.place), self.log.clone());
         let load = async || place.deps.store.load(&log, place.partition, Consistency::Serial).await;
-        self.ledger = until_done("read the ledger", &*place, load).await;
+        self.ledger = until_done("read the ledger", &place, load).await;
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -4,6 +4,8 @@ use std::{fmt::Display, time::Duration};
 
 use tracing::warn;
 
+use crate::partition::Place;
+
 const FIRST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(10);
 
@@ -34,7 +36,7 @@ impl Backoff {
 
 /// Repeats `attempt` until it succeeds. Only for what may be repeated unchanged; whoever must not wait for ever drops
 /// the future.
-pub(crate) async fn until_done<T, E, F>(what: &str, place: &dyn Display, mut attempt: F) -> T
+pub(crate) async fn until_done<T, E, F>(what: &str, place: &Place, mut attempt: F) -> T
 where
     E: Display,
     F: AsyncFnMut() -> Result<T, E>,

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lamina_core::{
-    Archive, Epoch, EpochId, Micros, Offset, Stamp, StoreError, generation::load_view, log::LogError,
-    store::SpeedKey, writer::NextEpoch,
+    Archive, Epoch, EpochId, Micros, Offset, Stamp, StoreError, generation::load_view, log::LogError, store::SpeedKey,
+    writer::NextEpoch,
 };
 use lamina_metric::Catalog;
 use object_store::path::Path;
