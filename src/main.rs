@@ -1,1 +1,3 @@
+//! The `lamina` command.
+
 fn main() {}

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     cut::Cut,
     envelope,
-    ids::{Generation, Micros, ViewId},
+    ids::{Generation, Micros, Offset, Partition, ViewId},
     rules::{self, Rule},
     store::{Documents, StoreError},
 };
@@ -161,6 +161,19 @@ impl Opened {
     pub fn rebuilds(&self, period: Micros) -> bool {
         self.scope.rebuild.as_ref().is_some_and(|range| range.contains(&period))
     }
+}
+
+/// Below which offset a partition's epochs may leave the ledger: the lowest published cut of all active views of the
+/// source, given with none left out. A view that was never published keeps everything.
+pub fn trim_below<'a>(
+    views: impl IntoIterator<Item = &'a ViewState>,
+    partition: Partition,
+    sealed_end: Offset,
+) -> Offset {
+    if !rules::on(Rule::TrimBelowPublished) {
+        return sealed_end;
+    }
+    views.into_iter().map(|view| view.published.cut.at(partition)).min().unwrap_or(0)
 }
 
 /// Reads a view's state with the version that a change must name.

@@ -5,6 +5,8 @@ pub mod answer;
 pub mod archive;
 pub mod catalog;
 pub mod chunk;
+mod compile_metric;
+mod compile_source;
 pub mod decode;
 pub mod definition;
 pub mod diagnostic;
@@ -18,6 +20,9 @@ pub mod source;
 pub mod state;
 pub mod time;
 pub mod udaf;
+mod reading;
+mod text;
+mod toml_table;
 
 pub use aggregate::{Aggregate, ValueType};
 pub use answer::{Answer, Approximate, Ask, Numbers, TopItem};

@@ -1,0 +1,297 @@
+//! Commands that are clients of the HTTP interface.
+
+use std::{io::IsTerminal, process::ExitCode, time::Duration};
+
+use reqwest::{Client, Method, RequestBuilder};
+use serde_json::{Value, json};
+
+use super::{
+    Done, Failure, Server,
+    output::{self, Output, Table, cell},
+};
+
+/// Query a metric.
+#[derive(clap::Args)]
+pub struct Query {
+    metric: String,
+    /// RFC 3339 or epoch milliseconds
+    #[arg(long)]
+    from: String,
+    #[arg(long)]
+    to: String,
+    /// Width of buckets, e.g. 1m; left out, one bucket for the whole range
+    #[arg(long)]
+    step: Option<String>,
+    /// e.g. sum,p99
+    #[arg(long)]
+    aggregate: Option<String>,
+    /// Dimensions, e.g. region,host
+    #[arg(long)]
+    group_by: Option<String>,
+    /// SQL over dimensions, e.g. "region = 'eu-west'"
+    #[arg(long = "where")]
+    filter: Option<String>,
+    /// merged, batch or speed
+    #[arg(long)]
+    layer: Option<String>,
+    /// e.g. "sum desc"
+    #[arg(long)]
+    order_by: Option<String>,
+    #[arg(long)]
+    limit: Option<u64>,
+    #[arg(long)]
+    tz: Option<String>,
+    /// null, zero, previous or linear
+    #[arg(long)]
+    fill: Option<String>,
+    /// Position token that an ingest gave
+    #[arg(long)]
+    at_least: Option<String>,
+    #[arg(long, value_enum, default_value = "table")]
+    output: Output,
+    #[command(flatten)]
+    server: Server,
+}
+
+/// How fresh metrics are.
+#[derive(clap::Args)]
+pub struct Freshness {
+    metric: Option<String>,
+    #[arg(long, value_enum, default_value = "table")]
+    output: Output,
+    #[command(flatten)]
+    server: Server,
+}
+
+/// Recompute from the archive.
+#[derive(clap::Args)]
+pub struct Recompute {
+    /// Metrics; none = all
+    metrics: Vec<String>,
+    #[arg(long)]
+    from: Option<String>,
+    #[arg(long)]
+    to: Option<String>,
+    /// Say what would change, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[arg(long)]
+    reason: Option<String>,
+    /// Return at once; Ctrl-C detaches, too
+    #[arg(long)]
+    no_wait: bool,
+    #[command(flatten)]
+    server: Server,
+}
+
+/// List jobs, or show or cancel one.
+#[derive(clap::Args)]
+pub struct Jobs {
+    id: Option<String>,
+    /// queued, running, succeeded, failed or cancelled
+    #[arg(long)]
+    state: Option<String>,
+    /// scheduled or recompute
+    #[arg(long)]
+    kind: Option<String>,
+    #[arg(long, requires = "id")]
+    cancel: bool,
+    #[arg(long, value_enum, default_value = "table")]
+    output: Output,
+    #[command(flatten)]
+    server: Server,
+}
+
+/// Recompute from the archive and compare; nothing is changed. Exits 1 on a difference.
+#[derive(clap::Args)]
+pub struct Audit {
+    /// Metrics; none = all
+    metrics: Vec<String>,
+    #[arg(long)]
+    from: Option<String>,
+    #[arg(long)]
+    to: Option<String>,
+    #[command(flatten)]
+    server: Server,
+}
+
+impl Query {
+    pub async fn run(self) -> Done {
+        let given = [
+            ("from", Some(self.from)),
+            ("to", Some(self.to)),
+            ("step", self.step),
+            ("aggregate", self.aggregate),
+            ("group_by", self.group_by),
+            ("where", self.filter),
+            ("layer", self.layer),
+            ("order_by", self.order_by),
+            ("limit", self.limit.map(|limit| limit.to_string())),
+            ("tz", self.tz),
+            ("fill", self.fill),
+            ("at_least", self.at_least),
+        ];
+        let parameters: Vec<_> = given.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+        let request = self.server.request(Method::GET, &["v1", "metrics", &self.metric, "query"])?.query(&parameters);
+        let answer = send(request).await?;
+        output::print(self.output, &answer, output::query_table);
+        if answer["meta"]["complete"] == json!(false) {
+            eprintln!("lamina: the answer is not complete: {}", answer["meta"]["missing"]);
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Freshness {
+    pub async fn run(self) -> Done {
+        let path = ["v1", "freshness"].into_iter().chain(self.metric.as_deref());
+        let answer = send(self.server.request(Method::GET, &path.collect::<Vec<_>>())?).await?;
+        output::print(self.output, &answer, |answer| {
+            let mut table = Table::new(&["METRIC", "STATUS", "LAG MS", "BATCH AGE MS", "GENERATION", "REASON"]);
+            let one = std::slice::from_ref(answer);
+            for metric in answer["metrics"].as_array().map_or(one, Vec::as_slice) {
+                let cells = [&metric["metric"], &metric["status"], &metric["speed"]["lag_ms"], &metric["batch"]["age_ms"]];
+                let rest = [&metric["batch"]["generation"], &metric["reason"]];
+                table.rows.push(cells.into_iter().chain(rest).map(cell).collect());
+            }
+            table
+        });
+        Ok(if answer["status"] == "breach" { ExitCode::from(3) } else { ExitCode::SUCCESS })
+    }
+}
+
+impl Recompute {
+    pub async fn run(self) -> Done {
+        let body = recompute_body(&self.metrics, self.from.as_ref(), self.to.as_ref(), self.dry_run, self.reason.as_ref());
+        let job = start_recompute(&self.server, &body).await?;
+        println!("{job}");
+        if self.no_wait {
+            return Ok(ExitCode::SUCCESS);
+        }
+        tokio::select! {
+            done = wait_for(&self.server, &job) => {
+                let done = done?;
+                if !done["result"].is_null() {
+                    println!("{:#}", done["result"]);
+                }
+                Ok(ExitCode::SUCCESS)
+            }
+            _ = tokio::signal::ctrl_c() => {
+                eprintln!("detached; job {job} goes on: lamina jobs {job}");
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
+}
+
+impl Jobs {
+    pub async fn run(self) -> Done {
+        let Some(id) = &self.id else { return self.list().await };
+        let mut path = vec!["v1", "jobs", id];
+        let mut method = Method::GET;
+        if self.cancel {
+            path.push("cancel");
+            method = Method::POST;
+        }
+        let job = send(self.server.request(method, &path)?).await?;
+        output::print(self.output, &job, |job| jobs_table(std::slice::from_ref(job)));
+        Ok(ExitCode::SUCCESS)
+    }
+
+    async fn list(self) -> Done {
+        let given = [("state", &self.state), ("kind", &self.kind)];
+        let parameters: Vec<_> = given.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?))).collect();
+        let answer = send(self.server.request(Method::GET, &["v1", "jobs"])?.query(&parameters)).await?;
+        output::print(self.output, &answer, |answer| jobs_table(answer["jobs"].as_array().map_or(&[][..], Vec::as_slice)));
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Audit {
+    pub async fn run(self) -> Done {
+        let reason = "audit".to_owned();
+        let body = recompute_body(&self.metrics, self.from.as_ref(), self.to.as_ref(), true, Some(&reason));
+        let job = start_recompute(&self.server, &body).await?;
+        let done = wait_for(&self.server, &job).await?;
+        println!("{:#}", done["result"]);
+        let same = done["result"]["buckets"].as_u64() == Some(0);
+        Ok(if same { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+fn recompute_body(metrics: &[String], from: Option<&String>, to: Option<&String>, dry_run: bool, reason: Option<&String>) -> Value {
+    let mut body = json!({"metrics": metrics, "dry_run": dry_run});
+    for (name, value) in [("from", from), ("to", to), ("reason", reason)] {
+        if let Some(value) = value {
+            body[name] = json!(value);
+        }
+    }
+    body
+}
+
+async fn start_recompute(server: &Server, body: &Value) -> Result<String, Failure> {
+    let job = send(server.request(Method::POST, &["v1", "recomputes"])?.json(body)).await?;
+    job["id"].as_str().map(str::to_owned).ok_or_else(|| Failure::failed("the server's answer names no job"))
+}
+
+/// Waits until a job ends, with its progress on a terminal.
+async fn wait_for(server: &Server, id: &str) -> Result<Value, Failure> {
+    let bar = indicatif::ProgressBar::new(0);
+    if !std::io::stderr().is_terminal() {
+        bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
+    }
+    loop {
+        let job = send(server.request(Method::GET, &["v1", "jobs", id])?).await?;
+        let progress = &job["progress"];
+        bar.set_length(progress["total"].as_u64().unwrap_or(0));
+        bar.set_position(progress["done"].as_u64().unwrap_or(0));
+        bar.set_message(cell(&progress["stage"]));
+        match job["state"].as_str() {
+            Some("succeeded") => {
+                bar.finish_and_clear();
+                return Ok(job);
+            }
+            Some(ended @ ("failed" | "cancelled")) => {
+                bar.finish_and_clear();
+                return Err(Failure::failed(format!("job {id} {ended}: {}", cell(&job["error"]))));
+            }
+            _ => tokio::time::sleep(Duration::from_millis(250)).await,
+        }
+    }
+}
+
+fn jobs_table(jobs: &[Value]) -> Table {
+    let mut table = Table::new(&["ID", "KIND", "STATE", "STAGE", "DONE", "TOTAL", "ROWS", "CREATED", "ERROR"]);
+    for job in jobs {
+        let progress = &job["progress"];
+        let cells = [&job["id"], &job["kind"], &job["state"], &progress["stage"], &progress["done"], &progress["total"]];
+        let rest = [&progress["rows"], &job["created_at"], &job["error"]];
+        table.rows.push(cells.into_iter().chain(rest).map(cell).collect());
+    }
+    table
+}
+
+impl Server {
+    /// A request to the path made of `segments`, each escaped.
+    pub(super) fn request(&self, method: Method, segments: &[&str]) -> Result<RequestBuilder, Failure> {
+        let mut url = url::Url::parse(&self.server).map_err(|why| Failure::usage(format!("--server {:?}: {why}", self.server)))?;
+        let cannot = |()| Failure::usage(format!("--server {:?} is not an http URL", self.server));
+        url.path_segments_mut().map_err(cannot)?.pop_if_empty().extend(segments);
+        Ok(Client::new().request(method, url))
+    }
+}
+
+/// Sends a request and gives the JSON of a success; a problem becomes a failure with its detail.
+pub(super) async fn send(request: RequestBuilder) -> Result<Value, Failure> {
+    let answer = request.send().await.map_err(|error| {
+        let hint = if error.is_connect() { "; is lamina running there? (--server URL)" } else { "" };
+        Failure { message: format!("{}{hint}", Failure::from_error(1, &error).message), code: 1 }
+    })?;
+    let status = answer.status();
+    let body: Value = answer.json().await.map_err(|error| Failure::failed(format!("answer {status} is not JSON: {error}")))?;
+    if status.is_success() {
+        return Ok(body);
+    }
+    let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
+    Err(Failure::failed(format!("{status} {}: {} (request {})", text("code"), text("detail"), text("request_id"))))
+}

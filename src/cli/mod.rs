@@ -1,0 +1,127 @@
+//! The command line. Results go to stdout, everything else to stderr.
+//!
+//! Exit codes: 0 done; 1 failed, or not valid; 2 wrong usage or configuration; 3 freshness breaches its target.
+
+mod client;
+mod definitions;
+mod demo;
+mod ingest;
+mod inspect;
+mod output;
+mod serve;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// Metrics that are fresh within seconds and right over years.
+#[derive(Parser)]
+#[command(name = "lamina", version, about, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run everything embedded on simulated server metrics
+    Demo(demo::Demo),
+    /// Run the roles of a configuration
+    Serve(serve::Serve),
+    /// Check a configuration and definitions: all errors at once
+    Validate(definitions::Validate),
+    /// Propose a source definition from a sample of events
+    Infer(definitions::Infer),
+    /// Send a file of events
+    Ingest(ingest::Ingest),
+    /// Create the keyspace and apply schema.cql
+    Migrate(serve::Migrate),
+    /// Decode what is stored, for people
+    Inspect(inspect::Inspect),
+    /// Recompute sampled buckets from the archive and compare
+    Audit(client::Audit),
+    /// Query a metric
+    Query(client::Query),
+    /// How fresh metrics are; exits 3 on a breach
+    Freshness(client::Freshness),
+    /// Recompute from the archive
+    Recompute(client::Recompute),
+    /// List jobs, or show, watch or cancel one
+    Jobs(client::Jobs),
+}
+
+/// Why a command did not succeed, with its exit code.
+#[derive(Debug)]
+pub struct Failure {
+    pub code: u8,
+    pub message: String,
+}
+
+impl Failure {
+    fn failed(message: impl ToString) -> Self {
+        Self { code: 1, message: message.to_string() }
+    }
+
+    fn usage(message: impl ToString) -> Self {
+        Self { code: 2, message: message.to_string() }
+    }
+
+    /// The whole chain of causes on one line each.
+    fn from_error(code: u8, error: &dyn std::error::Error) -> Self {
+        let mut message = error.to_string();
+        let mut cause = error.source();
+        while let Some(inner) = cause {
+            message.push_str(&format!("\n  because: {inner}"));
+            cause = inner.source();
+        }
+        Self { code, message }
+    }
+}
+
+type Done = Result<ExitCode, Failure>;
+
+/// Parses the command line and does it.
+pub fn run() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Demo(command) => block_on(command.run()),
+        Command::Serve(command) => block_on(command.run()),
+        Command::Migrate(command) => block_on(command.run()),
+        Command::Validate(command) => command.run(),
+        Command::Infer(command) => command.run(),
+        Command::Ingest(command) => block_on(command.run()),
+        Command::Inspect(command) => block_on(command.run()),
+        Command::Audit(command) => block_on(command.run()),
+        Command::Query(command) => block_on(command.run()),
+        Command::Freshness(command) => block_on(command.run()),
+        Command::Recompute(command) => block_on(command.run()),
+        Command::Jobs(command) => block_on(command.run()),
+    };
+    done.unwrap_or_else(|failure| {
+        eprintln!("lamina: {}", failure.message);
+        ExitCode::from(failure.code)
+    })
+}
+
+fn block_on(command: impl Future<Output = Done>) -> Done {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::failed(format!("cannot start: {error}")))?;
+    let done = runtime.block_on(command);
+    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    done
+}
+
+/// The server that client commands talk to.
+#[derive(clap::Args, Clone)]
+pub struct Server {
+    /// Where lamina listens
+    #[arg(long, env = "LAMINA_SERVER", default_value = "http://127.0.0.1:8080", value_name = "URL")]
+    server: String,
+}
+
+/// The configuration that server commands use.
+#[derive(clap::Args, Clone)]
+pub struct ConfigFile {
+    /// Configuration file
+    #[arg(long, env = "LAMINA_CONFIG", default_value = "lamina.toml", value_name = "FILE")]
+    config: PathBuf,
+}

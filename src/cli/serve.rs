@@ -1,0 +1,92 @@
+//! `lamina serve` and `lamina migrate`.
+
+use std::process::ExitCode;
+
+use clap::ValueEnum;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::{ConfigFile, Done, Failure};
+use crate::{
+    backends::cassandra,
+    config::{Config, StoreConfig},
+    run::{Node, Roles, cassandra_config},
+    telemetry,
+};
+
+/// Run the roles of a configuration until SIGTERM or Ctrl-C; then drain and seal.
+#[derive(clap::Args)]
+pub struct Serve {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Which roles to run
+    #[arg(long, value_enum, default_value = "all")]
+    role: Vec<Role>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Role {
+    All,
+    Speed,
+    Batch,
+    Serving,
+}
+
+/// Create the keyspace and its tables where they are missing.
+#[derive(clap::Args)]
+pub struct Migrate {
+    #[command(flatten)]
+    config: ConfigFile,
+}
+
+impl Serve {
+    pub async fn run(self) -> Done {
+        telemetry::init_logs("info");
+        let config = load(&self.config)?;
+        let has = |role| self.role.contains(&Role::All) || self.role.contains(&role);
+        let roles = Roles { speed: has(Role::Speed), batch: has(Role::Batch), serving: has(Role::Serving) };
+        let node = Node::open(&config, Vec::new()).await.map_err(|error| Failure::from_error(2, &error))?;
+        stop_on_signals(node.stop());
+        let address = node.start(&config, roles).await.map_err(|error| Failure::from_error(1, &error))?;
+        tracing::info!(%address, ?roles, "lamina serves");
+        let ended = node.finished().await;
+        Ok(if ended { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+impl Migrate {
+    pub async fn run(self) -> Done {
+        telemetry::init_logs("info");
+        let config = load(&self.config)?;
+        let StoreConfig::Cassandra(raw) = &config.store else {
+            eprintln!("the embedded store needs no migration");
+            return Ok(ExitCode::SUCCESS);
+        };
+        let settings = cassandra_config(raw).map_err(|error| Failure::from_error(2, &error))?;
+        cassandra::migrate(&settings).await.map_err(|error| Failure::from_error(1, &error))?;
+        eprintln!("keyspace {} is up to date", settings.keyspace);
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+pub(super) fn load(file: &ConfigFile) -> Result<Config, Failure> {
+    Config::load(&file.config).map_err(Failure::usage)
+}
+
+/// SIGTERM or Ctrl-C stops the process in order; a second one at once.
+pub(super) fn stop_on_signals(stop: CancellationToken) {
+    tokio::spawn(async move {
+        let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
+        for first in [true, false] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+            if !first {
+                std::process::exit(130);
+            }
+            tracing::info!("stopping: draining and sealing");
+            stop.cancel();
+        }
+    });
+}

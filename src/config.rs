@@ -1,0 +1,325 @@
+//! `lamina.toml`: read as it stands, then checked as a whole.
+//!
+//! Every key can also be given as `LAMINA__SECTION__KEY`. Relative paths are relative to the file's folder.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use figment::{
+    Figment,
+    providers::{Env, Format, Toml},
+};
+use lamina_metric::Length;
+use serde::Deserialize;
+
+/// What is wrong with a configuration; each line stands for itself.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("configuration file {0} does not exist")]
+    NoFile(PathBuf),
+    #[error("{0}")]
+    Unreadable(Box<figment::Error>),
+    #[error("{}", .0.join("\n"))]
+    Invalid(Vec<String>),
+}
+
+/// The configuration of one process, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub definitions: Vec<PathBuf>,
+    pub data_dir: PathBuf,
+    pub listen: SocketAddr,
+    pub log: LogConfig,
+    pub store: StoreConfig,
+    /// Where the archive lies; `None` = `archive/` in the data folder.
+    pub archive: Option<url::Url>,
+    pub speed: lamina_speed::Config,
+    pub batch: lamina_batch::Config,
+    /// Partitions of topics that lamina makes.
+    pub partitions: u32,
+}
+
+#[derive(Clone, Debug)]
+pub enum LogConfig {
+    Embedded,
+    Kafka { brokers: String, replication_factor: i32, options: BTreeMap<String, String> },
+}
+
+#[derive(Clone, Debug)]
+pub enum StoreConfig {
+    Embedded,
+    Cassandra(RawStore),
+}
+
+/// The file as it stands.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Raw {
+    definitions: Vec<PathBuf>,
+    data_dir: PathBuf,
+    http: RawHttp,
+    log: RawLog,
+    store: RawStore,
+    archive: RawArchive,
+    speed: RawSpeed,
+    batch: RawBatch,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawHttp {
+    listen: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawLog {
+    kind: LogKind,
+    brokers: String,
+    partitions: u32,
+    replication_factor: i32,
+    /// Handed to librdkafka as they are, e.g. `security.protocol`.
+    options: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum LogKind {
+    Embedded,
+    Kafka,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreKind {
+    Embedded,
+    Cassandra,
+}
+
+/// The section `[store]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawStore {
+    pub kind: StoreKind,
+    pub contact_points: Vec<String>,
+    pub keyspace: String,
+    pub local_dc: String,
+    /// Replicas per data centre, for `lamina migrate`.
+    pub replication_factor: u32,
+    pub username: Option<String>,
+    /// A file that holds the password, so that it stands in no configuration.
+    pub password_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawArchive {
+    url: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawSpeed {
+    flush_interval: String,
+    epoch: String,
+    ttl: String,
+    epoch_max_records: u64,
+    epoch_max_mib: u64,
+    group: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawBatch {
+    schedule: String,
+    memory_mib: usize,
+    threads: usize,
+    retries: u32,
+}
+
+impl Default for Raw {
+    fn default() -> Self {
+        Self {
+            definitions: vec!["metrics/".into()],
+            data_dir: "data".into(),
+            http: RawHttp::default(),
+            log: RawLog::default(),
+            store: RawStore::default(),
+            archive: RawArchive::default(),
+            speed: RawSpeed::default(),
+            batch: RawBatch::default(),
+        }
+    }
+}
+
+impl Default for RawHttp {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:8080".into() }
+    }
+}
+
+impl Default for RawLog {
+    fn default() -> Self {
+        Self {
+            kind: LogKind::Embedded,
+            brokers: "127.0.0.1:9092".into(),
+            partitions: 8,
+            replication_factor: 1,
+            options: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for RawStore {
+    fn default() -> Self {
+        Self {
+            kind: StoreKind::Embedded,
+            contact_points: vec!["127.0.0.1:9042".into()],
+            keyspace: "lamina".into(),
+            local_dc: "dc1".into(),
+            replication_factor: 1,
+            username: None,
+            password_file: None,
+        }
+    }
+}
+
+impl Default for RawSpeed {
+    fn default() -> Self {
+        Self {
+            flush_interval: "1s".into(),
+            epoch: "60s".into(),
+            ttl: "3d".into(),
+            epoch_max_records: 2_000_000,
+            epoch_max_mib: 256,
+            group: "lamina".into(),
+        }
+    }
+}
+
+impl Default for RawBatch {
+    fn default() -> Self {
+        Self { schedule: "*/10 * * * *".into(), memory_mib: 512, threads: 2, retries: 3 }
+    }
+}
+
+/// A duration given as `500ms`, `1s`, `10m`, ...
+fn duration(key: &str, text: &str, problems: &mut Vec<String>) -> Duration {
+    let millis = text.strip_suffix("ms").and_then(|n| n.trim().parse().ok()).map(Duration::from_millis);
+    let found = millis.or_else(|| text.parse::<Length>().ok().map(|length| Duration::from_micros(length.micros().unsigned_abs())));
+    match found {
+        Some(found) if !found.is_zero() => found,
+        _ => {
+            problems.push(format!("{key} = {text:?} is not a duration; write for example \"500ms\", \"1s\", \"10m\", \"3d\""));
+            Duration::from_secs(1)
+        }
+    }
+}
+
+impl Config {
+    /// Reads a file and the environment.
+    ///
+    /// # Errors
+    /// If the file is missing or unreadable, a key is unknown, or values do not go together: all problems at once.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        if !path.is_file() {
+            return Err(ConfigError::NoFile(path.to_owned()));
+        }
+        let figment = Figment::from(Toml::file_exact(path)).merge(Env::prefixed("LAMINA__").split("__"));
+        let raw: Raw = figment.extract().map_err(|error| ConfigError::Unreadable(Box::new(error)))?;
+        let folder = path.parent().map_or_else(PathBuf::new, Path::to_owned);
+        Self::check(raw, &folder)
+    }
+
+    /// Everything embedded below `data`, with the defaults, for `lamina demo`.
+    ///
+    /// # Errors
+    /// Never with the defaults.
+    pub fn embedded(data: &Path) -> Result<Self, ConfigError> {
+        Self::check(Raw { data_dir: data.to_owned(), definitions: Vec::new(), ..Raw::default() }, Path::new(""))
+    }
+
+    fn check(raw: Raw, folder: &Path) -> Result<Self, ConfigError> {
+        let mut problems = Vec::new();
+        let speed = speed(&raw.speed, &mut problems);
+        let batch = batch(&raw.batch, &speed, &mut problems);
+        let listen = raw.http.listen.parse().unwrap_or_else(|_| {
+            problems.push(format!("http.listen = {:?} is not an address; write for example \"127.0.0.1:8080\"", raw.http.listen));
+            SocketAddr::from(([127, 0, 0, 1], 0))
+        });
+        if !listen.ip().is_loopback() {
+            problems.push(format!(
+                "http.listen = \"{listen}\" is not a loopback address: without keys and TLS lamina listens on loopback only; \
+                 put a proxy in front"
+            ));
+        }
+        if !(1..=1_024).contains(&raw.log.partitions) {
+            problems.push(format!("log.partitions = {} must lie within 1 and 1024", raw.log.partitions));
+        }
+        let archive = raw.archive.url.as_deref().and_then(|url| {
+            url::Url::parse(url).map_err(|why| problems.push(format!("archive.url = {url:?} is not a URL: {why}"))).ok()
+        });
+        let log = match raw.log.kind {
+            LogKind::Embedded => LogConfig::Embedded,
+            LogKind::Kafka => LogConfig::Kafka {
+                brokers: raw.log.brokers,
+                replication_factor: raw.log.replication_factor,
+                options: raw.log.options,
+            },
+        };
+        let store = match raw.store.kind {
+            StoreKind::Embedded => StoreConfig::Embedded,
+            StoreKind::Cassandra => StoreConfig::Cassandra(raw.store),
+        };
+        if !problems.is_empty() {
+            return Err(ConfigError::Invalid(problems));
+        }
+        Ok(Self {
+            definitions: raw.definitions.iter().map(|path| folder.join(path)).collect(),
+            data_dir: folder.join(raw.data_dir),
+            listen,
+            log,
+            store,
+            archive,
+            speed,
+            batch,
+            partitions: raw.log.partitions,
+        })
+    }
+}
+
+fn speed(raw: &RawSpeed, problems: &mut Vec<String>) -> lamina_speed::Config {
+    lamina_speed::Config {
+        flush_interval: duration("speed.flush_interval", &raw.flush_interval, problems),
+        epoch: duration("speed.epoch", &raw.epoch, problems),
+        epoch_max_records: raw.epoch_max_records,
+        epoch_max_bytes: raw.epoch_max_mib << 20,
+        ttl: duration("speed.ttl", &raw.ttl, problems),
+        group: raw.group.clone(),
+    }
+}
+
+fn batch(raw: &RawBatch, speed: &lamina_speed::Config, problems: &mut Vec<String>) -> lamina_batch::Config {
+    let schedule = lamina_batch::Schedule::parse(&raw.schedule).unwrap_or_else(|why| {
+        problems.push(format!("batch.schedule = {:?}: {why}", raw.schedule));
+        lamina_batch::Schedule::Off
+    });
+    if let Some(interval) = schedule.longest_interval().filter(|interval| speed.ttl < *interval * 4) {
+        problems.push(format!(
+            "speed.ttl = {:?} is shorter than four times the longest pause of batch.schedule ({interval:?}): \
+             aggregates could expire before batch covers them; raise the one or shorten the other",
+            speed.ttl
+        ));
+    }
+    lamina_batch::Config {
+        schedule,
+        memory_bytes: raw.memory_mib << 20,
+        parallelism: raw.threads.max(1),
+        lease: Duration::from_secs(15),
+        retries: raw.retries,
+    }
+}

@@ -1,0 +1,256 @@
+//! One process: backends opened, roles started, all of them stopped in order.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use lamina_core::{Clock, Store, clock::SystemClock, log::Log};
+use object_store::{ObjectStore, local::LocalFileSystem, path::Path as ObjectPath, prefix::PrefixStore};
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    backends::{
+        cassandra::{CassandraConfig, CassandraStore},
+        embedded,
+        kafka::{KafkaConfig, KafkaLog},
+    },
+    config::{Config, LogConfig, RawStore, StoreConfig},
+    registry::{CatalogError, Definitions},
+};
+
+/// How often definitions are looked at for changes that other processes made.
+const REFRESH: Duration = Duration::from_secs(2);
+/// How long a stop may take before the process gives up on what is still running.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// The roles of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Roles {
+    pub speed: bool,
+    pub batch: bool,
+    pub serving: bool,
+}
+
+impl Roles {
+    pub const ALL: Self = Self { speed: true, batch: true, serving: true };
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Embedded(#[from] embedded::OpenError),
+    #[error("password file {path} cannot be read")]
+    Password {
+        path: PathBuf,
+        #[source]
+        cause: std::io::Error,
+    },
+    #[error("archive {place} cannot be opened")]
+    Archive {
+        place: String,
+        #[source]
+        cause: object_store::Error,
+    },
+    #[error("folder {0} cannot be made")]
+    Folder(PathBuf, #[source] std::io::Error),
+    #[error("cannot listen on {address}")]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        cause: std::io::Error,
+    },
+    #[error("log: {0}")]
+    Log(#[from] lamina_core::log::LogError),
+    #[error("definitions are wrong:\n{0}")]
+    Definitions(CatalogError),
+    #[error("metrics cannot be recorded: {0}")]
+    Metrics(String),
+}
+
+/// What the roles share.
+pub struct Backends {
+    pub log: Arc<dyn Log>,
+    pub store: Arc<dyn Store>,
+    pub archive: Arc<dyn ObjectStore>,
+}
+
+impl Backends {
+    /// Opens what the configuration names. Kafka and Cassandra need not be there yet.
+    ///
+    /// # Errors
+    /// If the data folder is in use or cannot be written, or a setting cannot be used.
+    pub fn open(config: &Config) -> Result<Self, StartError> {
+        let needs_folder = matches!(config.log, LogConfig::Embedded) || matches!(config.store, StoreConfig::Embedded);
+        let opened = if needs_folder { Some(embedded::open(&config.data_dir)?) } else { None };
+        let log: Arc<dyn Log> = match (&config.log, &opened) {
+            (LogConfig::Kafka { brokers, replication_factor, options }, _) => Arc::new(KafkaLog::connect(KafkaConfig {
+                brokers: brokers.clone(),
+                replication_factor: *replication_factor,
+                options: options.clone(),
+            })?),
+            (LogConfig::Embedded, Some(opened)) => opened.log(),
+            (LogConfig::Embedded, None) => unreachable!("the folder is opened for an embedded log"),
+        };
+        let store: Arc<dyn Store> = match (&config.store, &opened) {
+            (StoreConfig::Cassandra(raw), _) => Arc::new(CassandraStore::new(cassandra_config(raw)?)),
+            (StoreConfig::Embedded, Some(opened)) => opened.store(),
+            (StoreConfig::Embedded, None) => unreachable!("the folder is opened for an embedded store"),
+        };
+        Ok(Self { log, store, archive: open_archive(config)? })
+    }
+}
+
+/// The settings of the Cassandra backend; the password comes from its file.
+///
+/// # Errors
+/// If the password file cannot be read.
+pub fn cassandra_config(raw: &RawStore) -> Result<CassandraConfig, StartError> {
+    let read = |path: &PathBuf| {
+        let text = std::fs::read_to_string(path).map_err(|cause| StartError::Password { path: path.clone(), cause })?;
+        Ok::<_, StartError>(text.trim_end().to_owned())
+    };
+    let password = raw.password_file.as_ref().map(read).transpose()?;
+    Ok(CassandraConfig {
+        contact_points: raw.contact_points.clone(),
+        keyspace: raw.keyspace.clone(),
+        local_dc: raw.local_dc.clone(),
+        replication_factor: raw.replication_factor,
+        username: raw.username.clone(),
+        password,
+        ..CassandraConfig::default()
+    })
+}
+
+fn open_archive(config: &Config) -> Result<Arc<dyn ObjectStore>, StartError> {
+    let local = |folder: PathBuf| {
+        std::fs::create_dir_all(&folder).map_err(|cause| StartError::Folder(folder.clone(), cause))?;
+        let failed = |cause| StartError::Archive { place: folder.display().to_string(), cause };
+        let store = LocalFileSystem::new_with_prefix(&folder).map_err(failed)?;
+        Ok::<Arc<dyn ObjectStore>, StartError>(Arc::new(store.with_fsync(true)))
+    };
+    let Some(url) = &config.archive else { return local(config.data_dir.join("archive")) };
+    if let Ok(folder) = url.to_file_path() {
+        return local(folder);
+    }
+    let failed = |cause| StartError::Archive { place: url.to_string(), cause };
+    let (store, prefix) = object_store::parse_url_opts(url, std::env::vars()).map_err(failed)?;
+    let prefix: ObjectPath = prefix;
+    Ok(Arc::new(PrefixStore::new(store, prefix)))
+}
+
+/// A process that runs until it is told to stop.
+pub struct Node {
+    pub backends: Backends,
+    pub definitions: Arc<Definitions<dyn Store>>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Node {
+    /// Opens backends and compiles definitions; nothing runs yet. `built_in` definitions belong to the program.
+    ///
+    /// # Errors
+    /// If backends cannot be opened, or definitions in files are wrong.
+    pub async fn open(config: &Config, built_in: Vec<(String, String)>) -> Result<Self, StartError> {
+        let backends = Backends::open(config)?;
+        let store = Arc::clone(&backends.store);
+        let definitions = Arc::new(Definitions::new(config.definitions.clone(), built_in, store));
+        match definitions.refresh().await {
+            Ok(()) => {}
+            Err(error @ CatalogError::Invalid(_)) => return Err(StartError::Definitions(error)),
+            Err(error) => tracing::warn!(%error, "definitions are not loaded yet, trying again"),
+        }
+        Ok(Self { backends, definitions, stop: CancellationToken::new(), tasks: TaskTracker::new() })
+    }
+
+    /// Ends when the process is to stop; cancelling it stops the process.
+    pub fn stop(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
+    /// Starts the roles. Returns the address that HTTP listens on.
+    ///
+    /// # Errors
+    /// If the address cannot be listened on.
+    pub async fn start(&self, config: &Config, roles: Roles) -> Result<SocketAddr, StartError> {
+        let metrics = crate::telemetry::recorder().map_err(StartError::Metrics)?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let listener = TcpListener::bind(config.listen).await;
+        let listener = listener.map_err(|cause| StartError::Listen { address: config.listen, cause })?;
+        let address = listener.local_addr().map_err(|cause| StartError::Listen { address: config.listen, cause })?;
+        self.keep_definitions_fresh();
+        let Backends { log, store, archive } = &self.backends;
+        if roles.speed {
+            let deps = lamina_speed::Deps {
+                log: Arc::clone(log),
+                store: Arc::clone(store),
+                archive: Arc::clone(archive),
+                catalog: self.definitions.watch(),
+                clock: Arc::clone(&clock),
+            };
+            self.spawn("speed", lamina_speed::run(deps, config.speed.clone(), self.stop.clone()));
+        }
+        if roles.batch {
+            let deps = lamina_batch::Deps {
+                log: Arc::clone(log),
+                store: Arc::clone(store),
+                archive: Arc::clone(archive),
+                catalog: self.definitions.watch(),
+                clock: Arc::clone(&clock),
+            };
+            self.spawn("batch", lamina_batch::run(deps, config.batch.clone(), self.stop.clone()));
+        }
+        let deps = lamina_serving::Deps {
+            log: Arc::clone(log),
+            store: Arc::clone(store),
+            catalog: self.definitions.watch(),
+            registry: Arc::clone(&self.definitions) as _,
+            clock,
+            metrics,
+        };
+        let serving = lamina_serving::Config { partitions: config.partitions, ..lamina_serving::Config::default() };
+        // every role answers health and metrics; only serving answers queries
+        let app = if roles.serving { lamina_serving::router(deps, &serving) } else { lamina_serving::health_router(deps, &serving) };
+        self.spawn("serving", lamina_serving::run(listener, app, serving, self.stop.clone()));
+        Ok(address)
+    }
+
+    /// Waits for the stop, then for everything to end. False if something had to be given up.
+    pub async fn finished(self) -> bool {
+        self.stop.cancelled().await;
+        self.tasks.close();
+        let ended = tokio::time::timeout(GRACE, self.tasks.wait()).await.is_ok();
+        if !ended {
+            tracing::warn!("grace period is over and tasks still run");
+        }
+        ended
+    }
+
+    /// A task that ends early, with or without an error, stops the process: half a process helps nobody.
+    fn spawn<E: std::error::Error + Send + 'static>(
+        &self,
+        name: &'static str,
+        task: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            let ended = task.await;
+            if let Err(error) = &ended {
+                tracing::error!(name, error = error as &dyn std::error::Error, "role failed");
+            } else if !stop.is_cancelled() {
+                tracing::error!(name, "role ended early");
+            }
+            stop.cancel();
+        });
+    }
+
+    fn keep_definitions_fresh(&self) {
+        let (definitions, stop) = (Arc::clone(&self.definitions), self.stop.clone());
+        self.tasks.spawn(async move {
+            while stop.run_until_cancelled(tokio::time::sleep(REFRESH)).await.is_some() {
+                if let Err(error) = definitions.refresh().await {
+                    tracing::warn!(%error, "definitions are not refreshed");
+                }
+            }
+        });
+    }
+}
