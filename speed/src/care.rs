@@ -138,7 +138,7 @@ impl Hold {
             chunks.push((SpeedKey { view, shard, slot, epoch: epoch.id, part }, bytes));
         }
         let (mark_stamp, chunk_stamp) = stamps(epoch.opened_at, mark.number);
-        store.put(&chunks, Stamp { at: chunk_stamp, ttl }).await?;
+        self.place.put_chunks(&chunks, Stamp { at: chunk_stamp, ttl }).await?;
         store.put_mark(&self.log, self.place.partition, epoch.id, &mark, Stamp { at: mark_stamp, ttl }).await?;
         Ok(Touch::Done)
     }
@@ -167,7 +167,7 @@ impl Hold {
         let ttl = config.ttl_seconds();
         let watermark = archive.event_time.map(|(_, last)| last);
         let mark = Mark { end: epoch.end.unwrap_or(epoch.start), watermark, ..Mark::default() };
-        store.put(&chunks, Stamp { at: chunk_stamp, ttl }).await?;
+        self.place.put_chunks(&chunks, Stamp { at: chunk_stamp, ttl }).await?;
         store.put_mark(&self.log, self.place.partition, id, &mark, Stamp { at: mark_stamp, ttl }).await?;
         self.place.instruments.repaired();
         info!(place = %self.place, start = epoch.start, old = %epoch.id, new = %id, "epoch rebuilt from its archive file");
