@@ -4,7 +4,15 @@ pub mod aggregate;
 pub mod answer;
 pub mod archive;
 pub mod catalog;
-pub mod chunk;
+mod reading;
+pub mod select;
+pub mod series;
+pub mod source;
+pub mod state;
+mod text;
+pub mod time;
+mod toml_table;
+pub mod udaf;
 pub mod decode;
 pub mod definition;
 pub mod diagnostic;
@@ -12,12 +20,20 @@ pub mod expression;
 pub mod fold;
 pub mod infer;
 pub mod metric;
+<<<<<<< HEAD
 pub mod select;
 pub mod series;
 pub mod source;
 pub mod state;
 pub mod time;
 pub mod udaf;
+=======
+mod reading;
+pub mod source;
+mod text;
+pub mod time;
+mod toml_table;
+>>>>>>> defs
 
 pub use aggregate::{Aggregate, ValueType};
 pub use answer::{Answer, Approximate, Ask, Numbers, TopItem};
