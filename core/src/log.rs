@@ -10,6 +10,10 @@ use bytes::Bytes;
 
 use crate::ids::{LogId, Micros, Offset, Partition};
 
+/// The largest record, key and payload together, in bytes. Records of up to a few KiB less fit into every log; a
+/// larger one is [`LogError::TooLarge`].
+pub const MAX_RECORD: usize = 1 << 20;
+
 /// A record as it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {

@@ -276,7 +276,7 @@ async fn read_batch<C: Chunks + ?Sized>(
 }
 
 /// Splits `periods` where recomputed ranges begin and end: each part with the base it is stored under.
-fn base_ranges(bases: &[(Range<Micros>, u32)], periods: &Range<Micros>) -> Vec<(Range<Micros>, u32)> {
+pub fn base_ranges(bases: &[(Range<Micros>, u32)], periods: &Range<Micros>) -> Vec<(Range<Micros>, u32)> {
     let inside = |at: &Micros| periods.start < *at && *at < periods.end;
     let mut edges: Vec<Micros> = bases.iter().flat_map(|(range, _)| [range.start, range.end]).filter(inside).collect();
     edges.extend([periods.start, periods.end]);

@@ -2,8 +2,11 @@
 
 pub mod aggregate;
 pub mod answer;
+pub mod archive;
 pub mod catalog;
 pub mod chunk;
+mod compile_metric;
+mod compile_source;
 pub mod decode;
 pub mod definition;
 pub mod diagnostic;
@@ -17,9 +20,13 @@ pub mod source;
 pub mod state;
 pub mod time;
 pub mod udaf;
+mod reading;
+mod text;
+mod toml_table;
 
 pub use aggregate::{Aggregate, ValueType};
 pub use answer::{Answer, Approximate, Ask, Numbers, TopItem};
+pub use archive::{accepted_events, archive_schema};
 pub use catalog::{Catalog, Versions};
 pub use chunk::{BatchChunk, ChunkError, SpeedChunk};
 pub use decode::{Decoded, IngestRecord, Outcome};

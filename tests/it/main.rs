@@ -1,1 +1,6 @@
+//! The integration tests, one binary.
 
+mod arrows;
+mod backends;
+mod cassandra;
+mod kafka;
