@@ -25,3 +25,6 @@ pub use infer::infer;
 pub use metric::{Dimension, Metric, MetricError, Prepared, View};
 pub use source::Source;
 pub use time::Length;
+
+#[cfg(test)]
+mod tests;
