@@ -13,6 +13,7 @@
 mod admin;
 mod client;
 mod consumer;
+mod delivery;
 mod health;
 mod line;
 mod member;
@@ -97,9 +98,11 @@ impl Log for KafkaLog {
     }
 
     async fn append(&self, topic: &str, records: Vec<Append>) -> Result<Vec<(Partition, Offset)>, LogError> {
-        let name = topic.to_owned();
         // Producing to an absent topic would make brokers create it, with their defaults.
-        self.ask(move |shared| shared.offsets.check_topic(&name)).await?;
+        if !self.shared.offsets.knows(topic) {
+            let name = topic.to_owned();
+            self.ask(move |shared| shared.offsets.check_topic(&name)).await?;
+        }
         let placed = self.shared.producer.append(topic, &records).await;
         match placed {
             Err(LogError::NoTopic(name)) => Err(self.shared.offsets.gone(&name)),
