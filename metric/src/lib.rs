@@ -4,15 +4,9 @@ pub mod aggregate;
 pub mod answer;
 pub mod archive;
 pub mod catalog;
-mod reading;
-pub mod select;
-pub mod series;
-pub mod source;
-pub mod state;
-mod text;
-pub mod time;
-mod toml_table;
-pub mod udaf;
+pub mod chunk;
+mod compile_metric;
+mod compile_source;
 pub mod decode;
 pub mod definition;
 pub mod diagnostic;
@@ -20,20 +14,15 @@ pub mod expression;
 pub mod fold;
 pub mod infer;
 pub mod metric;
-<<<<<<< HEAD
+mod reading;
 pub mod select;
 pub mod series;
 pub mod source;
 pub mod state;
-pub mod time;
-pub mod udaf;
-=======
-mod reading;
-pub mod source;
 mod text;
 pub mod time;
 mod toml_table;
->>>>>>> defs
+pub mod udaf;
 
 pub use aggregate::{Aggregate, ValueType};
 pub use answer::{Answer, Approximate, Ask, Numbers, TopItem};
