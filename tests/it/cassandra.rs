@@ -38,17 +38,22 @@ async fn session() -> Session {
 }
 
 /// Runs a test on a keyspace of its own, and drops that even if the test fails.
-fn on_fresh_keyspace<F: Future<Output = ()> + Send + 'static>(test: impl FnOnce(CassandraStore, CassandraConfig) -> F) {
+fn on_fresh_keyspace<F: Future<Output = ()> + Send + 'static>(
+    test: impl FnOnce(CassandraStore, CassandraConfig) -> F + Send + 'static,
+) {
     if skipped() {
         return;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let config = config();
-        migrate(&config).await.unwrap();
-        let store = CassandraStore::connect(config.clone()).await.unwrap();
-        let drop_keyspace = format!("DROP KEYSPACE {}", config.keyspace);
-        let ended = tokio::spawn(test(store, config)).await;
+        let drop_keyspace = format!("DROP KEYSPACE IF EXISTS {}", config.keyspace);
+        let ended = tokio::spawn(async move {
+            migrate(&config).await.unwrap();
+            let store = CassandraStore::connect(config.clone()).await.unwrap();
+            test(store, config).await;
+        });
+        let ended = ended.await;
         session().await.query_unpaged(drop_keyspace, ()).await.unwrap();
         if let Err(failure) = ended {
             std::panic::resume_unwind(failure.into_panic());
@@ -73,7 +78,7 @@ fn cassandra_is_a_view_store() {
 #[test]
 fn migrating_again_changes_nothing_and_a_missing_schema_is_named() {
     on_fresh_keyspace(|store, config| async move {
-        assert_eq!(store.put("kind", "key", 0, Bytes::from_static(b"v")).await.unwrap(), Commit::Applied);
+        assert_eq!(Documents::put(&store, "kind", "key", 0, Bytes::from_static(b"v")).await.unwrap(), Commit::Applied);
         migrate(&config).await.unwrap();
         assert!(store.get("kind", "key").await.unwrap().is_some());
         let drop_table = format!("DROP TABLE {}.documents", config.keyspace);
