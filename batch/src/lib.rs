@@ -1,1 +1,90 @@
-//! placeholder
+//! The batch layer: covers sealed epochs with long-lived chunks, from the archive, and rebuilds what it is asked to.
+//!
+//! Flow of a run: `plan` (which epochs) → `files` (verified) → `fold` (DataFusion) → `cap` → `rollup` (chunks) → publish.
+//!
+//! # Invariants
+//! - A generation covers whole sealed epochs, all of them up to its cut: a hole or a file that does not hold what the
+//!   ledger says fails the run, and nothing is published.
+//! - Every chunk that is written is exact for its own cut at every moment, so a run that stops anywhere does no harm.
+//! - The leader's lease is for liveness only; two leaders at once are slow, never wrong.
+//! - Events go through the same `Metric::prepare` and the same states as in the speed layer, and the same cap.
+
+mod cap;
+mod compare;
+mod compute;
+mod context;
+mod error;
+mod files;
+mod fold;
+mod job;
+mod leader;
+mod lease;
+mod meter;
+mod open;
+mod plan;
+mod rollup;
+mod run;
+mod schedule;
+mod telemetry;
+
+use std::{sync::Arc, time::Duration};
+
+use lamina_core::{Clock, Store, log::Log};
+use lamina_metric::Catalog;
+use object_store::ObjectStore;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub use error::BatchError;
+pub use meter::Meter;
+pub use run::{Batch, Outcome, Wanted};
+pub use schedule::Schedule;
+pub use telemetry::describe_metrics;
+
+/// How batch runs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub schedule: Schedule,
+    /// What DataFusion may hold in memory before it spills to disk; files and chunks in work take about as much again.
+    pub memory_bytes: usize,
+    /// Threads of batch's own runtime.
+    pub parallelism: usize,
+    /// How long a leader that went silent is waited for.
+    pub lease: Duration,
+    /// How often a failed job is tried again.
+    pub retries: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            schedule: Schedule::Off,
+            memory_bytes: 512 << 20,
+            parallelism: std::thread::available_parallelism().map_or(2, usize::from),
+            lease: Duration::from_secs(15),
+            retries: 3,
+        }
+    }
+}
+
+/// What batch works with.
+#[derive(Clone)]
+pub struct Deps {
+    pub store: Arc<dyn Store>,
+    /// Only for the ids and partitions of topics.
+    pub log: Arc<dyn Log>,
+    pub archive: Arc<dyn ObjectStore>,
+    pub catalog: watch::Receiver<Arc<Catalog>>,
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Leads, or stands by to lead, until `stop`: runs the schedule and the jobs that others queue.
+///
+/// # Errors
+/// If batch's own runtime cannot start. Failures of jobs are the jobs'.
+pub async fn run(deps: Deps, config: Config, stop: CancellationToken) -> Result<(), BatchError> {
+    let (lease, schedule, retries) = (config.lease, config.schedule.clone(), config.retries);
+    let batch = Batch::new(deps, &config)?;
+    leader::stand(&batch, lease, &schedule, retries, &stop).await;
+    Ok(())
+}

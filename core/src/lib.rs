@@ -13,6 +13,7 @@ pub mod cut;
 pub mod envelope;
 pub mod generation;
 pub mod ids;
+pub mod jobs;
 pub mod ledger;
 pub mod log;
 pub mod read;
@@ -30,6 +31,7 @@ pub use clock::Clock;
 pub use cut::Cut;
 pub use generation::{Opened, Published, Scope, ViewState};
 pub use ids::{EpochId, Generation, LogId, Micros, Offset, Partition, Shard, ViewId};
+pub use jobs::{Job, JobKind, JobState, Progress, Recompute, ScheduleState};
 pub use ledger::{Archive, Change, Counts, Epoch, Ledger, LedgerError};
 pub use snapshot::Snapshot;
 pub use store::{

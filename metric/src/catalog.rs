@@ -1,10 +1,28 @@
 //! All definitions together, compiled.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
 
-use crate::{Diagnostic, Metric, Source};
+use crate::{
+    Diagnostic, Metric, Source,
+    compile_metric::{Over, compile_metric},
+    compile_source::compile_source,
+    definition::{MetricDefinition, SourceDefinition},
+    diagnostic::{Problem, Problems, nearest},
+    expression::Planner,
+    reading::{Draft, read_metric, read_source},
+    toml_table::{At, Table},
+};
 
 /// Which version of each metric is being compiled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,25 +48,181 @@ pub struct Catalog {
     pub metrics: BTreeMap<String, Arc<Metric>>,
 }
 
+/// A draft with its file's index and whether reading it went well.
+struct Read<D> {
+    draft: Draft<D>,
+    file: usize,
+    sound: bool,
+}
+
 impl Catalog {
     /// Compiles TOML texts `(file name, text)`.
     ///
     /// # Errors
     /// Every error of every file at once.
-    pub fn compile(_files: &[(String, String)], _versions: &Versions) -> Result<Self, Vec<Diagnostic>> {
-        unimplemented!()
+    pub fn compile(files: &[(String, String)], versions: &Versions) -> Result<Self, Vec<Diagnostic>> {
+        let mut problems: Vec<Problems<'_>> = files.iter().map(|(file, text)| Problems::new(file, text)).collect();
+        let mut sources = Vec::new();
+        let mut metrics = Vec::new();
+        for (file, (_, text)) in files.iter().enumerate() {
+            read_file(file, text, &mut problems, &mut sources, &mut metrics);
+        }
+        let planner = Planner::new();
+        let names: Vec<String> = sources.iter().map(|read| read.draft.name.value.clone()).collect();
+        let mut catalog = Self { revision: versions.revision, sources: BTreeMap::new(), metrics: BTreeMap::new() };
+        for Read { draft, file, sound } in sources {
+            let before = problems[file].count() - usize::from(!sound);
+            if let Some(source) = compile_source(draft, &planner, &mut problems[file], before) {
+                catalog.sources.insert(source.name.clone(), Arc::new(source));
+            }
+        }
+        for Read { draft, file, sound } in metrics {
+            let before = problems[file].count() - usize::from(!sound);
+            let source = &draft.definition.source;
+            let over = match catalog.sources.get(source) {
+                Some(source) => Over::Compiled(source),
+                None if names.contains(source) => Over::Broken,
+                None => Over::Unknown(names.iter().map(String::as_str).collect()),
+            };
+            let version = versions.metrics.get(&draft.name.value).copied().unwrap_or((1, 1));
+            if let Some(metric) = compile_metric(draft, over, version, &planner, &mut problems[file], before) {
+                catalog.metrics.insert(metric.name.clone(), Arc::new(metric));
+            }
+        }
+        let found: Vec<Diagnostic> = problems.into_iter().flat_map(Problems::into_found).collect();
+        if found.is_empty() { Ok(catalog) } else { Err(found) }
     }
 
     /// Reads `*.toml` below the paths (files or folders, sorted), then compiles.
     ///
     /// # Errors
     /// Every error of every file at once, those of reading included.
-    pub fn load(_paths: &[PathBuf], _versions: &Versions) -> Result<Self, Vec<Diagnostic>> {
-        unimplemented!()
+    pub fn load(paths: &[PathBuf], versions: &Versions) -> Result<Self, Vec<Diagnostic>> {
+        let mut files = Vec::new();
+        let mut failed = Vec::new();
+        for path in paths {
+            collect(path, true, &mut files, &mut failed);
+        }
+        match Self::compile(&files, versions) {
+            Ok(catalog) if failed.is_empty() => Ok(catalog),
+            Ok(_) => Err(failed),
+            Err(found) => {
+                failed.extend(found);
+                Err(failed)
+            }
+        }
     }
 
     /// The metrics over one source.
     pub fn metrics_of<'a>(&'a self, source: &'a str) -> impl Iterator<Item = &'a Arc<Metric>> {
         self.metrics.values().filter(move |metric| metric.source.name == source)
     }
+}
+
+/// Reads `*.toml` below the paths: (file, text).
+///
+/// # Errors
+/// All that cannot be read.
+pub fn read_files(paths: &[PathBuf]) -> Result<Vec<(String, String)>, Vec<Diagnostic>> {
+    let mut files = Vec::new();
+    let mut failed = Vec::new();
+    for path in paths {
+        collect(path, true, &mut files, &mut failed);
+    }
+    if failed.is_empty() { Ok(files) } else { Err(failed) }
+}
+
+/// Reads a file, or all `*.toml` files below a folder. A file that was named is read whatever its name ends in.
+fn collect(path: &Path, named: bool, files: &mut Vec<(String, String)>, failed: &mut Vec<Diagnostic>) {
+    let file = path.display().to_string();
+    let mut fail = |error: std::io::Error| {
+        let message = format!("cannot be read: {error}");
+        failed.push(Diagnostic { file: file.clone(), line: 1, column: 1, message, help: None, span: 0..0 });
+    };
+    if path.is_dir() {
+        let entries = std::fs::read_dir(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        match entries {
+            Ok(entries) => {
+                let mut paths: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
+                paths.sort();
+                paths.iter().for_each(|path| collect(path, false, files, failed));
+            }
+            Err(error) => fail(error),
+        }
+    } else if named || path.extension().is_some_and(|extension| extension == "toml") {
+        match std::fs::read_to_string(path) {
+            Ok(text) if !files.iter().any(|(known, _)| *known == file) => files.push((file, text)),
+            Ok(_) => {}
+            Err(error) => fail(error),
+        }
+    }
+}
+
+fn read_file(
+    file: usize,
+    text: &str,
+    problems: &mut [Problems<'_>],
+    sources: &mut Vec<Read<SourceDefinition>>,
+    metrics: &mut Vec<Read<MetricDefinition>>,
+) {
+    let (document, errors) = DeTable::parse_recoverable(text);
+    if !errors.is_empty() {
+        for error in errors {
+            problems[file]
+                .add(error.span().unwrap_or(0..0), Problem::plain(format!("is not TOML: {}", error.message())));
+        }
+        return;
+    }
+    for (key, value) in document.get_ref() {
+        match key.get_ref().as_ref() {
+            "source" => read_tables(value, "source", file, problems, sources, read_source),
+            "metric" => read_tables(value, "metric", file, problems, metrics, read_metric),
+            other => {
+                let help = match nearest(other, ["source", "metric"]) {
+                    Some(near) => format!("did you mean [{near}.NAME]?"),
+                    None => "a file holds [source.NAME] and [metric.NAME]".to_owned(),
+                };
+                problems[file].add(key.span(), Problem::new(format!("unknown key `{other}`"), help));
+            }
+        }
+    }
+}
+
+fn read_tables<D>(
+    value: &Spanned<DeValue<'_>>,
+    kind: &str,
+    file: usize,
+    problems: &mut [Problems<'_>],
+    read: &mut Vec<Read<D>>,
+    reader: impl for<'p> Fn(At<String>, Table<'_, '_>, &mut Problems<'p>) -> Draft<D>,
+) {
+    let DeValue::Table(tables) = value.get_ref() else {
+        let help = format!("write [{kind}.NAME]");
+        problems[file].add(value.span(), Problem::new(format!("`{kind}` is not a table"), help));
+        return;
+    };
+    for (name, value) in tables {
+        let at = At::new(name.get_ref().to_string(), name.span());
+        let DeValue::Table(entries) = value.get_ref() else {
+            let problem = Problem::new(format!("`{kind}.{}` is not a table", at.value), format!("write [{kind}.NAME]"));
+            problems[file].add(value.span(), problem);
+            continue;
+        };
+        if let Some(place) = place_of(&at.value, read, problems) {
+            let help = "each name stands once; rename or remove one of them";
+            problems[file]
+                .add(at.span, Problem::new(format!("{kind} {} is defined already, at {place}", at.value), help));
+            continue;
+        }
+        let table = Table::new(format!("{kind}.{}", at.value), at.span.clone(), entries);
+        let before = problems[file].count();
+        let draft = reader(at, table, &mut problems[file]);
+        read.push(Read { draft, file, sound: problems[file].count() == before });
+    }
+}
+
+fn place_of<D>(name: &str, read: &[Read<D>], problems: &[Problems<'_>]) -> Option<String> {
+    let earlier = read.iter().find(|earlier| earlier.draft.name.value == name)?;
+    let span: &Range<usize> = &earlier.draft.name.span;
+    Some(problems[earlier.file].place(span))
 }

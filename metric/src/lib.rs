@@ -1,22 +1,46 @@
 //! Definitions of sources and metrics, compiled into one fold that both layers run.
 
 pub mod aggregate;
+pub mod answer;
+pub mod archive;
 pub mod catalog;
+pub mod chunk;
+mod compile_metric;
+mod compile_source;
 pub mod decode;
 pub mod definition;
 pub mod diagnostic;
 pub mod expression;
+pub mod fold;
 pub mod infer;
 pub mod metric;
+mod reading;
+pub mod select;
+pub mod series;
 pub mod source;
+pub mod state;
+mod text;
 pub mod time;
+mod toml_table;
+pub mod udaf;
 
 pub use aggregate::{Aggregate, ValueType};
+pub use answer::{Answer, Approximate, Ask, Numbers, TopItem};
+pub use archive::{accepted_events, archive_schema};
 pub use catalog::{Catalog, Versions};
+pub use chunk::{BatchChunk, ChunkError, SpeedChunk};
 pub use decode::{Decoded, IngestRecord, Outcome};
 pub use definition::{DimensionDefinition, FieldType, Format, MetricDefinition, Ordered, SourceDefinition, TimeUnit};
 pub use diagnostic::Diagnostic;
+pub use fold::ViewFold;
 pub use infer::infer;
 pub use metric::{Dimension, Metric, MetricError, Prepared, View};
+pub use select::SeriesFilter;
+pub use series::{DimensionValue, OVERFLOW, Series};
 pub use source::Source;
+pub use state::{Layout, StateError, States, decode_states, encode_states};
 pub use time::Length;
+pub use udaf::states_udaf;
+
+#[cfg(test)]
+mod tests;

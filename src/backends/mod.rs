@@ -1,3 +1,5 @@
 //! The log and the view store, each implemented more than once behind the traits of `lamina-core`.
 
 pub mod cassandra;
+pub mod embedded;
+pub mod kafka;

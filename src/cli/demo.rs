@@ -47,7 +47,7 @@ impl Demo {
         }
         config.listen = self.listen;
         config.speed.epoch = Duration::from_secs(5);
-        config.batch.schedule = lamina_batch::Schedule::parse("*/15 * * * * *").map_err(Failure::failed)?;
+        config.batch.schedule = "*/15 * * * * *".parse().map_err(Failure::failed::<lamina_batch::BatchError>)?;
         let built_in = vec![(DEFINITIONS.0.to_owned(), DEFINITIONS.1.to_owned())];
         let node = Node::open(&config, built_in).await.map_err(|error| Failure::from_error(2, &error))?;
         stop_on_signals(node.stop());

@@ -1,0 +1,188 @@
+//! The work of a run between opening and publishing: passes over event time, files in groups, chunks out.
+
+use std::{collections::HashSet, ops::Range, sync::Arc};
+
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
+use lamina_core::{Epoch, Micros, Partition, Store, store::period};
+use lamina_metric::Metric;
+use object_store::ObjectStore;
+
+use crate::{
+    BatchError, Meter, cap,
+    compare::{Changes, compare},
+    context::Engine,
+    files::{self, Fetched},
+    fold,
+    open::Target,
+    plan::{self, File},
+    rollup::Rollup,
+};
+
+/// Files that are fetched at once.
+const FETCHED_TOGETHER: usize = 4;
+/// Records folded together at most: a run can be stopped between groups, and so much is held besides DataFusion.
+const RECORDS_TOGETHER: u64 = 500_000;
+/// Bytes that a record is assumed to cost in one rollup, states being fewer than records and larger.
+const RECORD_COST: usize = 64;
+
+/// What becomes of the chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Write,
+    Compare,
+}
+
+/// Everything that the work needs, so that it can move to batch's runtime.
+pub(crate) struct Work {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) archive: Arc<dyn ObjectStore>,
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) metric: Arc<Metric>,
+    pub(crate) targets: Vec<Arc<Target>>,
+    pub(crate) epochs: Vec<(Partition, Epoch)>,
+    pub(crate) meter: Arc<Meter>,
+    pub(crate) mode: Mode,
+}
+
+/// What was done.
+#[derive(Debug, Default)]
+pub(crate) struct Done {
+    pub(crate) rows: u64,
+    pub(crate) files: u64,
+    pub(crate) chunks: u64,
+    pub(crate) expired: u64,
+    pub(crate) rejected: u64,
+    /// Largest event time of all epochs given.
+    pub(crate) through: Option<Micros>,
+    pub(crate) changes: Changes,
+}
+
+impl Work {
+    /// Reads every epoch that some view does not cover yet or rebuilds, and writes or compares what changes.
+    pub(crate) async fn run(self) -> Result<Done, BatchError> {
+        let times = self.epochs.iter().filter_map(|(_, epoch)| epoch.archive.as_ref()?.event_time);
+        let extent = times.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+        let mut done = Done { through: extent.map(|(_, last)| last), ..Done::default() };
+        let files = self.needed();
+        let passes = plan::passes(&files, period(self.metric.grain), self.budget());
+        let shares: Vec<Vec<File>> = (0..passes.len()).map(|at| share(&files, &passes, at)).collect();
+        let total = shares.iter().map(Vec::len).sum::<usize>() as u64;
+        self.meter.stage(format!("reading {}", self.metric.name), total, "files");
+        let widths = self.metric.widths();
+        let mut rollups: Vec<Vec<Rollup>> = self
+            .targets
+            .iter()
+            .map(|target| widths.iter().map(|&width| Rollup::new(&self.metric, Arc::clone(target), width)).collect())
+            .collect();
+        let mut seen = HashSet::new();
+        for (pass, share) in passes.iter().zip(shares) {
+            for group in plan::together(share, (self.engine.memory_bytes / 4) as u64, RECORDS_TOGETHER) {
+                self.group(group, pass, &mut rollups, &mut seen, &mut done).await?;
+            }
+            for rollup in rollups.iter_mut().flatten() {
+                self.finish(rollup, pass, extent, &mut done).await?;
+            }
+        }
+        done.expired = rollups.iter().flatten().map(|rollup| rollup.expired).sum();
+        done.files = seen.len() as u64;
+        let expected = files.iter().map(|file| file.archive.counts.records()).sum();
+        if done.rows != expected {
+            return Err(BatchError::Incomplete { expected, found: done.rows });
+        }
+        Ok(done)
+    }
+
+    fn needed(&self) -> Vec<File> {
+        let wanted = |file: &File| {
+            self.targets.iter().any(|target| {
+                let covered = target.published.cut.covers(file.partition, file.epoch);
+                let rebuilt = target.opened.scope.rebuild.as_ref().is_some_and(|range| file.touches(range));
+                target.opened.cut.covers(file.partition, file.epoch) && (!covered || rebuilt)
+            })
+        };
+        let files = self.epochs.iter().filter_map(|(partition, epoch)| File::of(*partition, epoch.clone()));
+        files.filter(wanted).collect()
+    }
+
+    /// Records of one pass.
+    fn budget(&self) -> u64 {
+        let rollups = self.targets.len() * self.metric.widths().len();
+        (self.engine.memory_bytes / 2 / (RECORD_COST * rollups.max(1))).max(1) as u64
+    }
+
+    async fn group(
+        &self,
+        files: Vec<File>,
+        pass: &Range<Micros>,
+        rollups: &mut [Vec<Rollup>],
+        seen: &mut HashSet<(Partition, u64)>,
+        done: &mut Done,
+    ) -> Result<(), BatchError> {
+        let new: u64 = files
+            .iter()
+            .filter(|file| seen.insert((file.partition, file.epoch)))
+            .map(|file| file.archive.counts.records())
+            .sum();
+        let count = files.len() as u64;
+        let fetches: Vec<_> = files.into_iter().map(|file| files::fetch(&self.archive, file).boxed()).collect();
+        let fetched: Vec<Fetched> = stream::iter(fetches).buffered(FETCHED_TOGETHER).try_collect().await?;
+        let (parts, rejected) = fold::fold(&self.engine.query(), &self.metric, fetched).await?;
+        for groups in &parts {
+            for (target, rollups) in self.targets.iter().zip(rollups.iter_mut()) {
+                let series = cap::series_of(groups, &target.view)
+                    .map_err(|cause| BatchError::chunk("dimensions of the aggregation", cause))?;
+                for rollup in rollups {
+                    rollup.take(&*self.store, groups, &series, pass).await?;
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+        done.rows += new;
+        done.rejected += rejected;
+        self.meter.advance(count, new);
+        Ok(())
+    }
+
+    /// Writes or compares the chunks for which nothing more comes after `pass`.
+    async fn finish(
+        &self,
+        rollup: &mut Rollup,
+        pass: &Range<Micros>,
+        extent: Option<(Micros, Micros)>,
+        done: &mut Done,
+    ) -> Result<(), BatchError> {
+        let chunks = rollup.finished(pass.end);
+        done.chunks += chunks.len() as u64;
+        match (self.mode, extent) {
+            (Mode::Write, _) => rollup.write(&*self.store, &chunks).await,
+            (Mode::Compare, None) => Ok(()),
+            (Mode::Compare, Some((first, last))) => {
+                let length = period(rollup.width());
+                let rebuilt = rollup.target().opened.scope.rebuild.clone().unwrap_or(0..0);
+                // Starts of the periods that end within this pass, as far as there are events.
+                let start = pass.start.saturating_sub(length).saturating_add(1);
+                let end = if pass.end == Micros::MAX {
+                    Micros::MAX
+                } else {
+                    pass.end.saturating_sub(length).saturating_add(1)
+                };
+                let start = start.max(rebuilt.start).max(first.div_euclid(length).saturating_mul(length));
+                let end = end.min(rebuilt.end).min(last.saturating_add(1));
+                if start < end {
+                    let changes = compare(&*self.store, &self.metric, rollup, &(start..end), chunks).await?;
+                    done.changes.add(changes);
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The files that one pass reads: those with events in it, and in the first also those without any.
+fn share(files: &[File], passes: &[Range<Micros>], at: usize) -> Vec<File> {
+    let wanted = |file: &&File| match file.archive.event_time {
+        Some(_) => file.touches(&passes[at]),
+        None => at == 0,
+    };
+    files.iter().filter(wanted).cloned().collect()
+}

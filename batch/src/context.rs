@@ -1,0 +1,82 @@
+//! Batch's own runtime: DataFusion's work never runs on the threads that serve.
+
+use std::{future::Future, sync::Arc};
+
+use datafusion::{
+    execution::{
+        TaskContext,
+        disk_manager::{DiskManagerBuilder, DiskManagerMode},
+        memory_pool::FairSpillPool,
+        runtime_env::{RuntimeEnv, RuntimeEnvBuilder},
+    },
+    prelude::SessionConfig,
+};
+use tokio::{
+    runtime::{Builder, Runtime},
+    task::JoinError,
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::BatchError;
+
+pub(crate) struct Engine {
+    /// `None` only while dropping.
+    runtime: Option<Runtime>,
+    environment: Arc<RuntimeEnv>,
+    pub(crate) parallelism: usize,
+    pub(crate) memory_bytes: usize,
+}
+
+impl Engine {
+    pub(crate) fn new(memory_bytes: usize, parallelism: usize) -> Result<Self, BatchError> {
+        let parallelism = parallelism.max(1);
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(parallelism)
+            .thread_name("lamina-batch")
+            .enable_all()
+            .build()
+            .map_err(BatchError::Runtime)?;
+        let environment = RuntimeEnvBuilder::new()
+            .with_memory_pool(Arc::new(FairSpillPool::new(memory_bytes)))
+            .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::OsTmpDirectory))
+            .build_arc()?;
+        Ok(Self { runtime: Some(runtime), environment, parallelism, memory_bytes })
+    }
+
+    /// Runs `work` on batch's runtime; it is aborted when the caller goes away, and a panic is an error.
+    pub(crate) async fn run<T, F>(&self, work: F) -> Result<T, BatchError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, BatchError>> + Send + 'static,
+    {
+        let Some(runtime) = &self.runtime else { return Err(BatchError::Cancelled) };
+        AbortOnDropHandle::new(runtime.spawn(work)).await.unwrap_or_else(|error| Err(stopped(error)))
+    }
+
+    /// What one query runs with.
+    pub(crate) fn query(&self) -> Arc<TaskContext> {
+        let config = SessionConfig::new().with_target_partitions(self.parallelism);
+        Arc::new(TaskContext::default().with_session_config(config).with_runtime(Arc::clone(&self.environment)))
+    }
+}
+
+impl Drop for Engine {
+    /// A runtime may not be waited for where asynchronous code runs.
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Why a task did not end by itself.
+pub(crate) fn stopped(error: JoinError) -> BatchError {
+    match error.try_into_panic() {
+        Ok(panic) => {
+            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+            let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+            BatchError::Panicked(text.unwrap_or_else(|| "no message".to_owned()))
+        }
+        Err(_) => BatchError::Cancelled,
+    }
+}

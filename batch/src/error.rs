@@ -1,0 +1,106 @@
+//! What can go wrong in a run. Nothing here ever leaves a wrong answer behind.
+
+use lamina_core::{Offset, Partition, StoreError, generation::GenerationError, ledger::LedgerError, log::LogError};
+use lamina_metric::{ChunkError, MetricError, StateError};
+
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum BatchError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error("ledger of partition {partition} cannot be used")]
+    Ledger {
+        partition: Partition,
+        #[source]
+        cause: LedgerError,
+    },
+    #[error("archive file {path} cannot be read: the ledger names it, so it must exist below the archive's root")]
+    Unreadable {
+        path: String,
+        #[source]
+        cause: object_store::Error,
+    },
+    /// A file does not hold what the ledger says it does.
+    #[error("archive file {path}: expected {what} {expected}, found {found}; restore the file from a copy")]
+    Mismatch { path: String, what: &'static str, expected: u64, found: u64 },
+    #[error("archive file {path} does not decode")]
+    Undecodable {
+        path: String,
+        #[source]
+        cause: Cause,
+    },
+    #[error("the run read {found} records where ledger and manifest name {expected}")]
+    Incomplete { expected: u64, found: u64 },
+    #[error("epochs of partition {partition} have a hole: offsets {from}..{to} are in neither ledger nor manifest")]
+    Hole { partition: Partition, from: Offset, to: Offset },
+    #[error("sealed epoch {start}..{end} of partition {partition} names no archive file")]
+    NoArchive { partition: Partition, start: Offset, end: Offset },
+    #[error("epoch {start}..{end} of partition {partition} accounts for {found} offsets")]
+    NotConserved { partition: Partition, start: Offset, end: Offset, found: u64 },
+    #[error("aggregation failed")]
+    Compute(#[from] datafusion::error::DataFusionError),
+    #[error("events of the archive do not fit the metric")]
+    Metric(#[from] MetricError),
+    #[error("states do not fold")]
+    State(#[from] StateError),
+    #[error("{what} does not decode")]
+    Chunk {
+        what: String,
+        #[source]
+        cause: ChunkError,
+    },
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
+    #[error("state of view {0} kept changing")]
+    Contended(String),
+    #[error("the work panicked: {0}")]
+    Panicked(String),
+    #[error("metric {name} does not exist; there are {}", known.join(", "))]
+    UnknownMetric { name: String, known: Vec<String> },
+    #[error("the range is empty: `from` must lie before `to`")]
+    EmptyRange,
+    #[error("schedule {text:?} is not a cron expression: {why}; for example \"*/10 * * * *\", or \"off\"")]
+    Schedule { text: String, why: String },
+    #[error("batch's runtime does not start")]
+    Runtime(#[source] std::io::Error),
+    /// Another run opened a later generation: this one publishes nothing.
+    #[error("another run took over")]
+    TakenOver,
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl BatchError {
+    pub(crate) fn undecodable(path: &str, cause: impl Into<Cause>) -> Self {
+        Self::Undecodable { path: path.to_owned(), cause: cause.into() }
+    }
+
+    pub(crate) fn chunk(what: impl Into<String>, cause: ChunkError) -> Self {
+        Self::Chunk { what: what.into(), cause }
+    }
+
+    /// Whether trying again may help.
+    pub(crate) fn is_transient(&self) -> bool {
+        !matches!(
+            self,
+            Self::UnknownMetric { .. } | Self::EmptyRange | Self::Cancelled | Self::TakenOver | Self::Schedule { .. }
+        )
+    }
+
+    /// The error with all its causes, in one line.
+    pub(crate) fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            let more = error.to_string();
+            if !text.ends_with(&more) {
+                text = format!("{text}: {more}");
+            }
+            cause = error.source();
+        }
+        text
+    }
+}

@@ -1,0 +1,142 @@
+//! Archive files: fetched whole, checked against the ledger before anything is parsed, then read column by column.
+//!
+//! A file is parsed from the very bytes that were checked. Reading Parquet piecewise from the store would fetch it twice,
+//! and a truncated file can make the decoder panic.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{AsArray, BooleanArray, RecordBatch},
+    compute::filter_record_batch,
+    datatypes::UInt8Type,
+    error::ArrowError,
+};
+use bytes::Bytes;
+use lamina_core::Counts;
+use lamina_metric::{Metric, Source, archive};
+use object_store::{ObjectStore, ObjectStoreExt, path::Path};
+use parquet::arrow::{
+    ProjectionMask,
+    arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder},
+};
+
+use crate::{BatchError, plan::File};
+
+/// Rows decoded at once.
+const BATCH: usize = 8192;
+/// Columns that are read of every file besides those that the metric names.
+const CURRENT: [&str; 5] = ["_partition", "_offset", "_outcome", "_time", "_order"];
+/// Columns that are read of a file which was written under another definition of its source.
+const DECODED_AGAIN: [&str; 4] = ["_partition", "_offset", "_outcome", "_payload"];
+
+/// A file whose bytes are what the ledger says.
+#[derive(Debug)]
+pub(crate) struct Fetched {
+    pub(crate) file: File,
+    bytes: Bytes,
+}
+
+/// Fetches a file and checks its size and checksum.
+pub(crate) async fn fetch(store: &Arc<dyn ObjectStore>, file: File) -> Result<Fetched, BatchError> {
+    let path = &file.archive.path;
+    let unreadable = |cause| BatchError::Unreadable { path: path.clone(), cause };
+    let at = Path::parse(path).map_err(|cause| unreadable(cause.into()))?;
+    let bytes = store.get(&at).await.map_err(unreadable)?.bytes().await.map_err(unreadable)?;
+    let differs = |what, expected, found| BatchError::Mismatch { path: path.clone(), what, expected, found };
+    let size = bytes.len() as u64;
+    if size != file.archive.bytes {
+        return Err(differs("bytes", file.archive.bytes, size));
+    }
+    let checksum = crc32fast::hash(&bytes);
+    if checksum != file.archive.checksum {
+        return Err(differs("CRC-32", file.archive.checksum.into(), checksum.into()));
+    }
+    Ok(Fetched { file, bytes })
+}
+
+/// Reads a file's accepted events, batch by batch, and proves at the end that the rows are those of the ledger.
+pub(crate) struct Events {
+    source: Arc<Source>,
+    path: String,
+    /// Whether the file holds the columns of the source as it is defined now; else its payloads are decoded again.
+    current: bool,
+    expected: Counts,
+    found: Counts,
+    reader: ParquetRecordBatchReader,
+}
+
+impl Events {
+    pub(crate) fn open(metric: &Metric, fetched: Fetched) -> Result<Self, BatchError> {
+        let Fetched { file, bytes } = fetched;
+        let path = file.archive.path;
+        let expected = file.archive.counts;
+        let builder =
+            ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(|cause| BatchError::undecodable(&path, cause))?;
+        let rows = u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0);
+        if rows != expected.records() {
+            return Err(BatchError::Mismatch { path, what: "rows", expected: expected.records(), found: rows });
+        }
+        let current = archive::is_current(&metric.source, builder.schema());
+        let wanted: Vec<&str> = if current {
+            CURRENT.into_iter().chain(metric.columns().iter().map(String::as_str)).collect()
+        } else {
+            DECODED_AGAIN.to_vec()
+        };
+        // By root: a column's name may hold dots.
+        let fields = builder.schema().fields().iter().enumerate();
+        let roots: Vec<usize> =
+            fields.filter(|(_, field)| wanted.contains(&field.name().as_str())).map(|(at, _)| at).collect();
+        let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
+        let reader = builder.with_projection(mask).with_batch_size(BATCH).build();
+        let reader = reader.map_err(|cause| BatchError::undecodable(&path, cause))?;
+        let source = Arc::clone(&metric.source);
+        Ok(Self { source, path, current, expected, found: Counts::default(), reader })
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The next accepted events; `None` at the end, once all rows are accounted for.
+    pub(crate) fn next(&mut self) -> Result<Option<RecordBatch>, BatchError> {
+        let Some(rows) = self.reader.next() else {
+            self.conserved()?;
+            return Ok(None);
+        };
+        self.accepted(rows).map(Some).map_err(|cause| BatchError::undecodable(&self.path, cause))
+    }
+
+    /// Counts what became of the rows and keeps the accepted ones, of a current file with the columns that were read.
+    fn accepted(&mut self, rows: Result<RecordBatch, ArrowError>) -> Result<RecordBatch, ArrowError> {
+        let rows = rows?;
+        let outcomes = rows.column_by_name("_outcome").and_then(|column| column.as_primitive_opt::<UInt8Type>());
+        let outcomes = outcomes.ok_or_else(|| ArrowError::SchemaError("column _outcome is missing".to_owned()))?;
+        for outcome in outcomes.values() {
+            match *outcome {
+                archive::ACCEPTED => self.found.accepted += 1,
+                archive::DUPLICATE => self.found.duplicates += 1,
+                _ => self.found.dead += 1,
+            }
+        }
+        if !self.current {
+            return archive::accepted_events(&self.source, &rows);
+        }
+        let accepted: BooleanArray = outcomes.iter().map(|outcome| Some(outcome == Some(archive::ACCEPTED))).collect();
+        filter_record_batch(&rows, &accepted)
+    }
+
+    fn conserved(&self) -> Result<(), BatchError> {
+        let (expected, found) = (&self.expected, &self.found);
+        let pairs = [
+            ("accepted rows", expected.accepted, found.accepted),
+            ("duplicate rows", expected.duplicates, found.duplicates),
+            ("undecodable rows", expected.dead, found.dead),
+        ];
+        match pairs.into_iter().find(|(_, expected, found)| expected != found) {
+            Some((what, expected, found)) => {
+                Err(BatchError::Mismatch { path: self.path.clone(), what, expected, found })
+            }
+            None => Ok(()),
+        }
+    }
+}

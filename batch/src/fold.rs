@@ -1,0 +1,263 @@
+//! The fold of archive files in DataFusion: accepted events → the metric's prepared rows → states by
+//! (partition, epoch, dimensions, bucket).
+//!
+//! A file is one epoch and lies whole in one of DataFusion's partitions, so each partition's aggregation is final by
+//! itself and nothing is shuffled.
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+
+use arrow::{
+    array::{Array, ArrayRef, AsArray, RecordBatch, UInt64Array},
+    compute::concat,
+    datatypes::{DataType, Field, Schema, SchemaRef, TimestampMicrosecondType, UInt32Type, UInt64Type},
+};
+use datafusion::{
+    error::DataFusionError,
+    execution::{SendableRecordBatchStream, TaskContext},
+    functions_aggregate::min_max::min_udaf,
+    logical_expr::AggregateUDF,
+    physical_expr::{PhysicalExpr, aggregate::AggregateExprBuilder, expressions::col},
+    physical_plan::{
+        ExecutionPlan,
+        aggregates::{AggregateExec, AggregateMode, PhysicalGroupBy},
+        stream::RecordBatchStreamAdapter,
+        streaming::{PartitionStream, StreamingTableExec},
+    },
+};
+use futures::{StreamExt, TryStreamExt, stream};
+use lamina_core::{Micros, Offset, Partition};
+use lamina_metric::{Layout, Metric, States, decode_states, states_udaf};
+use tokio::task::JoinSet;
+
+use crate::{
+    BatchError,
+    context::stopped,
+    files::{Events, Fetched},
+};
+
+const EPOCH: &str = "_epoch";
+
+/// States by (partition, epoch, dimensions, bucket), a row each; an epoch's rows are all in one value.
+pub(crate) struct Groups {
+    pub(crate) partitions: Vec<Partition>,
+    /// Start of the row's epoch.
+    pub(crate) epochs: Vec<Offset>,
+    /// A column per dimension of the metric.
+    pub(crate) dimensions: Vec<ArrayRef>,
+    pub(crate) buckets: Vec<Micros>,
+    /// Offset of the row's first event.
+    pub(crate) first: Vec<Offset>,
+    pub(crate) states: States,
+}
+
+impl Groups {
+    pub(crate) fn len(&self) -> usize {
+        self.buckets.len()
+    }
+}
+
+/// Folds files, and counts the events on which the metric's expressions fail. Fails if a file does not hold what the
+/// ledger says.
+pub(crate) async fn fold(
+    context: &Arc<TaskContext>,
+    metric: &Arc<Metric>,
+    files: Vec<Fetched>,
+) -> Result<(Vec<Groups>, u64), BatchError> {
+    let rejected = Arc::new(AtomicU64::new(0));
+    let schema = schema(metric);
+    let partitions = share_out(files, context.session_config().target_partitions());
+    let partitions = partitions.into_iter().map(|files| {
+        let (metric, schema, rejected) = (Arc::clone(metric), SchemaRef::clone(&schema), Arc::clone(&rejected));
+        Arc::new(Files { metric, schema, files: Mutex::new(files), rejected }) as Arc<dyn PartitionStream>
+    });
+    let partitions: Vec<_> = partitions.collect();
+    let count = partitions.len();
+    let input = StreamingTableExec::try_new(SchemaRef::clone(&schema), partitions, None, [], false, None)?;
+    let plan = Arc::new(aggregation(metric, &schema, Arc::new(input))?);
+    let mut tasks = JoinSet::new();
+    for partition in 0..count {
+        let (plan, context, metric) = (Arc::clone(&plan), Arc::clone(context), Arc::clone(metric));
+        tasks.spawn(async move {
+            let output: Vec<RecordBatch> = plan.execute(partition, context)?.try_collect().await.map_err(own)?;
+            groups(&metric, &output)
+        });
+    }
+    let mut all = Vec::with_capacity(count);
+    while let Some(done) = tasks.join_next().await {
+        all.push(done.map_err(stopped)??);
+    }
+    Ok((all, rejected.load(Ordering::Relaxed)))
+}
+
+/// Our own error back out of DataFusion's.
+fn own(error: DataFusionError) -> BatchError {
+    match error {
+        DataFusionError::External(cause) => match cause.downcast::<BatchError>() {
+            Ok(own) => *own,
+            Err(cause) => DataFusionError::External(cause).into(),
+        },
+        other => other.into(),
+    }
+}
+
+/// Spreads files over `ways`, the largest first, each to where least is.
+fn share_out(mut files: Vec<Fetched>, ways: usize) -> Vec<Vec<Fetched>> {
+    let rows = |file: &Fetched| file.file.archive.counts.records();
+    files.sort_by_key(|file| std::cmp::Reverse(rows(file)));
+    let mut shares: Vec<(u64, Vec<Fetched>)> =
+        (0..ways.clamp(1, files.len().max(1))).map(|_| (0, Vec::new())).collect();
+    for file in files {
+        if let Some(least) = shares.iter_mut().min_by_key(|(sum, _)| *sum) {
+            least.0 += rows(&file);
+            least.1.push(file);
+        }
+    }
+    shares.into_iter().map(|(_, files)| files).collect()
+}
+
+fn schema(metric: &Metric) -> SchemaRef {
+    let prepared = metric.prepared_schema();
+    let epoch = Arc::new(Field::new(EPOCH, DataType::UInt64, false));
+    Arc::new(Schema::new(prepared.fields().iter().cloned().chain([epoch]).collect::<Vec<_>>()))
+}
+
+fn aggregation(
+    metric: &Metric,
+    schema: &SchemaRef,
+    input: Arc<dyn ExecutionPlan>,
+) -> Result<AggregateExec, DataFusionError> {
+    let dimensions = (0..metric.dimensions.len()).map(|at| format!("d{at}"));
+    let keys = ["_partition", EPOCH].map(str::to_owned).into_iter().chain(dimensions).chain(["_bucket".to_owned()]);
+    let keys = keys.map(|name| Ok((col(&name, schema)?, name))).collect::<Result<Vec<_>, DataFusionError>>()?;
+    let inputs = schema.fields().iter().map(|field| field.name().as_str()).filter(|name| is_input(name));
+    let arguments = ["_partition", "_offset", "_time", "_order"].into_iter().chain(inputs);
+    let arguments = arguments.map(|name| col(name, schema)).collect::<Result<Vec<_>, _>>()?;
+    let aggregates = vec![
+        aggregate(Arc::new(states_udaf(metric)), arguments, schema, "states")?,
+        aggregate(min_udaf(), vec![col("_offset", schema)?], schema, "first")?,
+    ];
+    let by = PhysicalGroupBy::new_single(keys);
+    AggregateExec::try_new(
+        AggregateMode::SinglePartitioned,
+        by,
+        aggregates,
+        vec![None, None],
+        input,
+        SchemaRef::clone(schema),
+    )
+}
+
+/// The value `v` and the texts `x0..`, in the schema's order.
+fn is_input(name: &str) -> bool {
+    name == "v" || name.strip_prefix('x').is_some_and(|rest| rest.parse::<usize>().is_ok())
+}
+
+fn aggregate(
+    function: Arc<AggregateUDF>,
+    arguments: Vec<Arc<dyn PhysicalExpr>>,
+    schema: &SchemaRef,
+    name: &str,
+) -> Result<Arc<datafusion::physical_expr::aggregate::AggregateFunctionExpr>, DataFusionError> {
+    AggregateExprBuilder::new(function, arguments).schema(SchemaRef::clone(schema)).alias(name).build().map(Arc::new)
+}
+
+/// DataFusion's output as columns that are cheap to walk.
+fn groups(metric: &Metric, output: &[RecordBatch]) -> Result<Groups, BatchError> {
+    let width = metric.dimensions.len();
+    let mut groups = Groups {
+        partitions: Vec::new(),
+        epochs: Vec::new(),
+        dimensions: Vec::new(),
+        buckets: Vec::new(),
+        first: Vec::new(),
+        states: States::new(&Layout::of(metric)),
+    };
+    let unexpected = || DataFusionError::Internal("aggregation gave columns of unexpected types".to_owned());
+    for batch in output {
+        let columns = batch.columns();
+        let partitions = columns[0].as_primitive_opt::<UInt32Type>().ok_or_else(unexpected)?;
+        let epochs = columns[1].as_primitive_opt::<UInt64Type>().ok_or_else(unexpected)?;
+        let buckets = columns[2 + width].as_primitive_opt::<TimestampMicrosecondType>().ok_or_else(unexpected)?;
+        let states = columns[3 + width].as_binary_opt::<i32>().ok_or_else(unexpected)?;
+        let first = columns[4 + width].as_primitive_opt::<UInt64Type>().ok_or_else(unexpected)?;
+        groups.partitions.extend_from_slice(partitions.values());
+        groups.epochs.extend_from_slice(epochs.values());
+        groups.buckets.extend_from_slice(buckets.values());
+        groups.first.extend_from_slice(first.values());
+        for row in 0..states.len() {
+            let one =
+                decode_states(states.value(row)).map_err(|cause| BatchError::chunk("aggregation's result", cause))?;
+            groups.states.append(&one)?;
+        }
+    }
+    for at in 0..width {
+        let parts: Vec<&dyn Array> = output.iter().map(|batch| batch.column(2 + at).as_ref()).collect();
+        let column = if parts.is_empty() {
+            arrow::array::new_empty_array(&metric.dimensions[at].data_type)
+        } else {
+            concat(&parts).map_err(DataFusionError::from)?
+        };
+        groups.dimensions.push(column);
+    }
+    Ok(groups)
+}
+
+/// Some files as one of DataFusion's partitions. It can be executed once.
+struct Files {
+    metric: Arc<Metric>,
+    schema: SchemaRef,
+    files: Mutex<Vec<Fetched>>,
+    rejected: Arc<AtomicU64>,
+}
+
+impl std::fmt::Debug for Files {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Files").finish_non_exhaustive()
+    }
+}
+
+impl PartitionStream for Files {
+    fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    fn execute(&self, _: Arc<TaskContext>) -> SendableRecordBatchStream {
+        let files = std::mem::take(&mut *self.files.lock().unwrap_or_else(PoisonError::into_inner));
+        let shared = (Arc::clone(&self.metric), SchemaRef::clone(&self.schema), Arc::clone(&self.rejected));
+        let rows = stream::iter(files).then(move |fetched| {
+            let (metric, schema, rejected) = shared.clone();
+            async move { prepared(metric, schema, rejected, fetched) }
+        });
+        let rows = rows.try_flatten().map_err(|error| DataFusionError::External(Box::new(error)));
+        Box::pin(RecordBatchStreamAdapter::new(SchemaRef::clone(&self.schema), rows))
+    }
+}
+
+/// The prepared rows of one file, with the epoch's start.
+fn prepared(
+    metric: Arc<Metric>,
+    schema: SchemaRef,
+    rejected: Arc<AtomicU64>,
+    fetched: Fetched,
+) -> Result<impl futures::Stream<Item = Result<RecordBatch, BatchError>>, BatchError> {
+    let epoch = fetched.file.epoch;
+    let events = Events::open(&metric, fetched)?;
+    Ok(stream::try_unfold(events, move |mut events| {
+        let (metric, schema, rejected) = (Arc::clone(&metric), SchemaRef::clone(&schema), Arc::clone(&rejected));
+        async move {
+            // Between batches the run can be stopped, and others get their turn.
+            tokio::task::yield_now().await;
+            let Some(batch) = events.next()? else { return Ok(None) };
+            let prepared = metric.prepare(&batch)?;
+            rejected.fetch_add(prepared.rejected.len() as u64, Ordering::Relaxed);
+            let epochs: ArrayRef = Arc::new(UInt64Array::from_value(epoch, prepared.rows.num_rows()));
+            let columns = prepared.rows.columns().iter().cloned().chain([epochs]).collect();
+            let rows =
+                RecordBatch::try_new(schema, columns).map_err(|cause| BatchError::undecodable(events.path(), cause))?;
+            Ok(Some((rows, events)))
+        }
+    }))
+}

@@ -1,0 +1,236 @@
+//! Which epochs a run reads, in which passes over event time, and which files together.
+
+use std::{collections::BTreeMap, ops::Range};
+
+use lamina_core::{
+    Archive, Cut, Epoch, Ledger, LogId, Micros, Offset, Partition, Store,
+    store::{Consistency, period},
+};
+use lamina_metric::Metric;
+
+use crate::BatchError;
+
+/// The ledgers of a source's partitions, read at SERIAL.
+pub(crate) struct Sealed {
+    pub(crate) log: LogId,
+    pub(crate) ledgers: BTreeMap<Partition, Ledger>,
+}
+
+impl Sealed {
+    pub(crate) async fn load(store: &dyn Store, log: LogId, partitions: u32) -> Result<Self, BatchError> {
+        let mut ledgers = BTreeMap::new();
+        for partition in 0..partitions {
+            let ledger = store.load(&log, partition, Consistency::Serial).await?;
+            ledger.check().map_err(|cause| BatchError::Ledger { partition, cause })?;
+            ledgers.insert(partition, ledger);
+        }
+        Ok(Self { log, ledgers })
+    }
+
+    /// The furthest that a generation may cover.
+    pub(crate) fn cut(&self) -> Cut {
+        self.ledgers.iter().map(|(&partition, ledger)| (partition, ledger.sealed_end())).collect()
+    }
+
+    /// The sealed epochs in `[from, upto)` of each partition, from ledger and manifest, all of them.
+    pub(crate) async fn epochs(
+        &self,
+        store: &dyn Store,
+        from: &Cut,
+        upto: &Cut,
+    ) -> Result<Vec<(Partition, Epoch)>, BatchError> {
+        let mut all = Vec::new();
+        for (&partition, ledger) in &self.ledgers {
+            let range = from.at(partition)..upto.at(partition);
+            if range.is_empty() {
+                continue;
+            }
+            // Epochs leave the ledger only after they were noted in the manifest; one that is in both counts as the
+            // ledger has it.
+            let noted = store.archived(&self.log, partition, range.clone()).await?;
+            let mut epochs: BTreeMap<Offset, Epoch> = noted.into_iter().map(|epoch| (epoch.start, epoch)).collect();
+            let listed = ledger.sealed().filter(|epoch| range.contains(&epoch.start));
+            epochs.extend(listed.map(|epoch| (epoch.start, epoch.clone())));
+            let epochs: Vec<Epoch> = epochs.into_values().collect();
+            check_chain(partition, &range, &epochs)?;
+            all.extend(epochs.into_iter().map(|epoch| (partition, epoch)));
+        }
+        Ok(all)
+    }
+}
+
+/// The epochs follow each other from the start of `range` to its end; only the partition's very first may start above 0.
+fn check_chain(partition: Partition, range: &Range<Offset>, epochs: &[Epoch]) -> Result<(), BatchError> {
+    let first = epochs.first().map_or(range.end, |epoch| epoch.start);
+    let mut next = if range.start == 0 && !epochs.is_empty() { first } else { range.start };
+    for epoch in epochs {
+        let Some(end) = epoch.end else { break };
+        if epoch.start != next {
+            return Err(BatchError::Hole { partition, from: next, to: epoch.start });
+        }
+        let found = epoch.archive.as_ref().map(|archive| archive.counts.offsets());
+        let found = found.ok_or(BatchError::NoArchive { partition, start: epoch.start, end })?;
+        if found != end.saturating_sub(epoch.start) {
+            return Err(BatchError::NotConserved { partition, start: epoch.start, end, found });
+        }
+        next = end;
+    }
+    if next == range.end { Ok(()) } else { Err(BatchError::Hole { partition, from: next, to: range.end }) }
+}
+
+/// An archive file to read: one epoch.
+#[derive(Clone, Debug)]
+pub(crate) struct File {
+    pub(crate) partition: Partition,
+    pub(crate) epoch: Offset,
+    pub(crate) archive: Archive,
+}
+
+impl File {
+    /// The epoch's file; `None` if the epoch has no record.
+    pub(crate) fn of(partition: Partition, epoch: Epoch) -> Option<Self> {
+        let archive = epoch.archive.filter(|archive| archive.counts.records() > 0)?;
+        Some(Self { partition, epoch: epoch.start, archive })
+    }
+
+    pub(crate) fn touches(&self, range: &Range<Micros>) -> bool {
+        self.archive.event_time.is_some_and(|(first, last)| first < range.end && last >= range.start)
+    }
+}
+
+/// Widens a range of event time to whole chunks of every width: a base holds for all widths alike.
+pub(crate) fn widen(metric: &Metric, from: Option<Micros>, to: Option<Micros>) -> Result<Range<Micros>, BatchError> {
+    if from.zip(to).is_some_and(|(from, to)| from >= to) {
+        return Err(BatchError::EmptyRange);
+    }
+    let whole = metric.widths().into_iter().map(period).try_fold(1, common_multiple);
+    // Without a common multiple within a number's reach, everything is one range.
+    let Some(whole) = whole else { return Ok(Micros::MIN..Micros::MAX) };
+    let start = from.and_then(|from| from.div_euclid(whole).checked_mul(whole));
+    let end = to.and_then(|to| (to - 1).div_euclid(whole).checked_add(1)?.checked_mul(whole));
+    Ok(start.unwrap_or(Micros::MIN)..end.unwrap_or(Micros::MAX))
+}
+
+fn common_multiple(a: Micros, b: Micros) -> Option<Micros> {
+    let (mut x, mut y) = (a, b);
+    while y != 0 {
+        (x, y) = (y, x % y);
+    }
+    (a / x.max(1)).checked_mul(b)
+}
+
+/// Passes over event time, in order and without gap, each with about `budget` records; their bounds are multiples of
+/// `step`. One pass if all fits.
+pub(crate) fn passes(files: &[File], step: Micros, budget: u64) -> Vec<Range<Micros>> {
+    let total: u64 = files.iter().map(|file| file.archive.counts.accepted).sum();
+    let mut bounds = Vec::new();
+    if total > budget {
+        let mut weight = BTreeMap::<Micros, u64>::new();
+        for file in files {
+            spread(file, step, &mut weight);
+        }
+        let mut gathered = 0;
+        for (at, records) in weight {
+            if gathered > 0 && gathered + records > budget {
+                bounds.push(at);
+                gathered = 0;
+            }
+            gathered += records;
+        }
+    }
+    let starts = std::iter::once(Micros::MIN).chain(bounds.iter().copied());
+    let ends = bounds.iter().copied().chain(std::iter::once(Micros::MAX));
+    starts.zip(ends).map(|(start, end)| start..end).collect()
+}
+
+/// Most events are as late as their file's latest and a few much earlier, or they are spread evenly: half is counted at the
+/// end and half spread over at most `PLACES` places, so that either guess is off by two at most.
+fn spread(file: &File, step: Micros, weight: &mut BTreeMap<Micros, u64>) {
+    const PLACES: i64 = 64;
+    let Some((first, last)) = file.archive.event_time else { return };
+    let (first, last) = (first.div_euclid(step), last.div_euclid(step));
+    let records = file.archive.counts.accepted;
+    let mut add = |at: i64, records: u64| *weight.entry(at.saturating_mul(step)).or_default() += records;
+    add(last, records - records / 2);
+    let places = last.saturating_sub(first).saturating_add(1).clamp(1, PLACES);
+    let apart = (last.saturating_sub(first) / places).max(1);
+    for place in 0..places {
+        add(first.saturating_add(place.saturating_mul(apart)), (records / 2).div_ceil(places.unsigned_abs()));
+    }
+}
+
+/// Files that are folded together, in order: at most `bytes` and `records`, at least one file.
+pub(crate) fn together(files: Vec<File>, bytes: u64, records: u64) -> Vec<Vec<File>> {
+    let mut groups: Vec<Vec<File>> = Vec::new();
+    let mut size = (0, 0);
+    for file in files {
+        let own = (file.archive.bytes, file.archive.counts.records());
+        match groups.last_mut() {
+            Some(group) if size.0 + own.0 <= bytes && size.1 + own.1 <= records => {
+                size = (size.0 + own.0, size.1 + own.1);
+                group.push(file);
+            }
+            _ => {
+                size = own;
+                groups.push(vec![file]);
+            }
+        }
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use lamina_core::{Counts, EpochId};
+
+    use super::*;
+
+    fn epoch(start: Offset, end: Offset) -> Epoch {
+        let counts = Counts { accepted: end - start, ..Counts::default() };
+        let archive = Archive { path: String::new(), bytes: 1, checksum: 0, counts, event_time: None };
+        let id = EpochId::new();
+        let (opened_at, revision, dedup_clock, alive_until) = (0, 1, 0, 0);
+        Epoch {
+            id,
+            start,
+            end: Some(end),
+            opened_at,
+            revision,
+            dedup_clock,
+            alive_until,
+            archive: Some(archive),
+            lost: None,
+        }
+    }
+
+    fn file(records: u64, event_time: (Micros, Micros)) -> File {
+        let counts = Counts { accepted: records, ..Counts::default() };
+        let archive = Archive { path: String::new(), bytes: 10, checksum: 0, counts, event_time: Some(event_time) };
+        File { partition: 0, epoch: 0, archive }
+    }
+
+    #[test]
+    fn a_hole_between_epochs_is_an_error_and_only_the_first_may_start_above_zero() {
+        assert!(check_chain(0, &(0..9), &[epoch(3, 5), epoch(5, 9)]).is_ok());
+        assert!(check_chain(0, &(5..9), &[epoch(5, 9)]).is_ok());
+        let holes: [(Range<Offset>, &[Epoch]); 4] =
+            [(0..9, &[epoch(0, 4), epoch(5, 9)]), (0..9, &[epoch(0, 4)]), (3..9, &[epoch(5, 9)]), (0..9, &[])];
+        for (range, epochs) in holes {
+            assert!(matches!(check_chain(0, &range, epochs), Err(BatchError::Hole { .. })), "{range:?} {epochs:?}");
+        }
+        let short = Epoch { end: Some(10), ..epoch(0, 9) };
+        assert!(matches!(check_chain(0, &(0..10), &[short]), Err(BatchError::NotConserved { found: 9, .. })));
+    }
+
+    #[test]
+    fn passes_cover_event_time_without_gap_and_stay_near_the_budget() {
+        let files: Vec<File> = (0..100).map(|minute| file(100, (minute * 60, minute * 60 + 59))).collect();
+        let passes = passes(&files, 600, 2_000);
+        assert_eq!((passes[0].start, passes[passes.len() - 1].end), (Micros::MIN, Micros::MAX));
+        assert!(passes.windows(2).all(|pair| pair[0].end == pair[1].start && pair[0].end % 600 == 0));
+        assert!((5..=10).contains(&passes.len()), "{passes:?}");
+        assert_eq!(super::passes(&files, 600, 10_000), vec![Micros::MIN..Micros::MAX]);
+        let one_late_event = [file(100, (-900_000, 59))];
+        assert!(super::passes(&one_late_event, 600, 60).len() <= 3);
+    }
+}

@@ -1,0 +1,260 @@
+//! One run over one metric: all its views in one go, up to the same sealed cut.
+
+use std::{ops::Range, sync::Arc, time::Instant};
+
+use lamina_core::{Cut, Micros, Opened, Scope, ViewState, generation::load_view, log::LogError};
+use lamina_metric::Metric;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    BatchError, Config, Deps, Meter,
+    compare::Changes,
+    compute::{Done, Mode, Work},
+    context::Engine,
+    open::{self, Target},
+    plan::{self, Sealed},
+    telemetry,
+};
+
+/// The batch layer with its own runtime.
+pub struct Batch {
+    pub(crate) deps: Deps,
+    engine: Arc<Engine>,
+}
+
+/// What a run of one metric shall do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Cover newly sealed epochs.
+    Cover,
+    /// Cover them, and rebuild this event time from the archive; `None` is the beginning, the end.
+    Rebuild { from: Option<Micros>, to: Option<Micros> },
+    /// Say what a rebuild would change.
+    DryRun { from: Option<Micros>, to: Option<Micros> },
+}
+
+/// What a run of one metric did.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Nothing was sealed since the last run.
+    Unchanged,
+    Published {
+        generation: u64,
+        cut: Cut,
+        rows: u64,
+        files: u64,
+        chunks: u64,
+        expired: u64,
+        rejected: u64,
+    },
+    /// Nothing was written.
+    DryRun {
+        rows: u64,
+        buckets: u64,
+        series: u64,
+        chunks: u64,
+        changed: Vec<Value>,
+    },
+}
+
+impl Outcome {
+    pub fn to_json(&self) -> Value {
+        match self {
+            Self::Unchanged => json!({"outcome": "unchanged"}),
+            Self::Published { generation, cut, rows, files, chunks, expired, rejected } => {
+                let cut: Value = cut.iter().map(|(partition, at)| (partition.to_string(), Value::from(at))).collect();
+                json!({"outcome": "published", "generation": generation, "cut": cut, "rows": rows, "files": files,
+                    "chunks": chunks, "expired": expired, "rejected": rejected})
+            }
+            Self::DryRun { rows, buckets, series, chunks, changed } => {
+                json!({"outcome": "dry_run", "rows": rows, "buckets": buckets, "series": series, "chunks": chunks,
+                    "changed": changed})
+            }
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Unchanged => "unchanged",
+            Self::Published { .. } => "published",
+            Self::DryRun { .. } => "dry_run",
+        }
+    }
+}
+
+impl Batch {
+    /// # Errors
+    /// If the runtime cannot start.
+    pub fn new(deps: Deps, config: &Config) -> Result<Self, BatchError> {
+        let engine = Engine::new(config.memory_bytes, config.parallelism)?;
+        Ok(Self { deps, engine: Arc::new(engine) })
+    }
+
+    /// Runs one metric once. Whatever happens, what is served stays exactly right.
+    ///
+    /// # Errors
+    /// If anything is not as ledger and manifest say, or cannot be read or written; [`BatchError::TakenOver`] if a later
+    /// generation was opened meanwhile, [`BatchError::Cancelled`] once `cancel` is. Nothing is published then.
+    pub async fn run_metric(
+        &self,
+        metric: &Arc<Metric>,
+        wanted: &Wanted,
+        meter: &Arc<Meter>,
+        cancel: &CancellationToken,
+    ) -> Result<Outcome, BatchError> {
+        let began = Instant::now();
+        let result = self.attempt(metric, wanted, meter, cancel).await;
+        let outcome = match &result {
+            Ok(outcome) => outcome.name(),
+            Err(BatchError::Cancelled) => "cancelled",
+            Err(BatchError::TakenOver) => "taken_over",
+            Err(_) => "failed",
+        };
+        telemetry::ran(&metric.name, outcome, began.elapsed());
+        result
+    }
+
+    async fn attempt(
+        &self,
+        metric: &Arc<Metric>,
+        wanted: &Wanted,
+        meter: &Arc<Meter>,
+        cancel: &CancellationToken,
+    ) -> Result<Outcome, BatchError> {
+        let topic = match self.deps.log.topic(&metric.source.topic).await {
+            Ok(topic) => topic,
+            Err(LogError::NoTopic(_)) => return Ok(Outcome::Unchanged),
+            Err(error) => return Err(error.into()),
+        };
+        let log = topic.log_id(&metric.source.name);
+        let sealed = Sealed::load(&*self.deps.store, log, topic.partitions).await?;
+        match wanted {
+            Wanted::Cover => self.cover(metric, &sealed, None, meter, cancel).await,
+            Wanted::Rebuild { from, to } => {
+                let range = plan::widen(metric, *from, *to)?;
+                self.cover(metric, &sealed, Some(range), meter, cancel).await
+            }
+            Wanted::DryRun { from, to } => {
+                let range = plan::widen(metric, *from, *to)?;
+                self.dry_run(metric, &sealed, range, meter, cancel).await
+            }
+        }
+    }
+
+    async fn cover(
+        &self,
+        metric: &Arc<Metric>,
+        sealed: &Sealed,
+        rebuild: Option<Range<Micros>>,
+        meter: &Arc<Meter>,
+        cancel: &CancellationToken,
+    ) -> Result<Outcome, BatchError> {
+        let (store, clock) = (&*self.deps.store, &*self.deps.clock);
+        let cut = sealed.cut();
+        let mut current = rebuild.is_none();
+        for view in &metric.views {
+            current = current && open::is_current(&load_view(store, &view.id).await?.1, &cut);
+        }
+        if current {
+            for view in &metric.views {
+                open::raise_horizons(store, metric, view, clock.now()).await?;
+            }
+            return Ok(Outcome::Unchanged);
+        }
+        let scope = Scope { rebuild };
+        let mut targets = Vec::with_capacity(metric.views.len());
+        for view in &metric.views {
+            targets.push(Arc::new(open::open(store, metric, view, &cut, &scope, clock.now()).await?));
+        }
+        match self.compute(metric, sealed, &targets, Mode::Write, meter, cancel).await {
+            Ok(done) => self.publish(metric, &targets, &done).await,
+            Err(error) => {
+                if !matches!(error, BatchError::TakenOver) {
+                    self.give_up(&targets).await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn compute(
+        &self,
+        metric: &Arc<Metric>,
+        sealed: &Sealed,
+        targets: &[Arc<Target>],
+        mode: Mode,
+        meter: &Arc<Meter>,
+        cancel: &CancellationToken,
+    ) -> Result<Done, BatchError> {
+        let store = &*self.deps.store;
+        let rebuilds = targets.iter().any(|target| target.opened.scope.rebuild.is_some());
+        let cuts = |cut: fn(&Target) -> &Cut| targets.iter().map(move |target| cut(target).clone());
+        let published = cuts(|target| &target.published.cut).reduce(|a, b| a.min(&b)).unwrap_or_default();
+        let from = if rebuilds { Cut::default() } else { published };
+        let upto = cuts(|target| &target.opened.cut).reduce(|a, b| a.max(&b)).unwrap_or_default();
+        let work = Work {
+            epochs: sealed.epochs(store, &from, &upto).await?,
+            store: Arc::clone(&self.deps.store),
+            archive: Arc::clone(&self.deps.archive),
+            engine: Arc::clone(&self.engine),
+            metric: Arc::clone(metric),
+            targets: targets.to_vec(),
+            meter: Arc::clone(meter),
+            mode,
+        };
+        let done = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Err(BatchError::Cancelled),
+            done = self.engine.run(work.run()) => done?,
+        };
+        telemetry::read(&metric.name, done.rows, done.rejected);
+        Ok(done)
+    }
+
+    async fn publish(&self, metric: &Metric, targets: &[Arc<Target>], done: &Done) -> Result<Outcome, BatchError> {
+        for target in targets {
+            open::publish(&*self.deps.store, target, self.deps.clock.now(), done.through).await?;
+        }
+        telemetry::wrote(&metric.name, done.chunks, done.expired);
+        let Some(full) = targets.first() else { return Ok(Outcome::Unchanged) };
+        let Opened { generation, cut, .. } = full.opened.clone();
+        let covered = cut.iter().map(|(_, at)| at).sum();
+        telemetry::published(&metric.name, generation, covered, self.deps.clock.now());
+        let Done { rows, files, chunks, expired, rejected, .. } = *done;
+        Ok(Outcome::Published { generation, cut, rows, files, chunks, expired, rejected })
+    }
+
+    /// What is open stays open if this fails too: the next run inherits it, at the cost of its work only.
+    async fn give_up(&self, targets: &[Arc<Target>]) {
+        for target in targets {
+            if let Err(error) = open::give_up(&*self.deps.store, target).await {
+                tracing::warn!(view = %target.view.id, error = error.chain(), "a generation could not be given up");
+            }
+        }
+    }
+
+    /// Compares within what is published: newly sealed epochs are not the question.
+    async fn dry_run(
+        &self,
+        metric: &Arc<Metric>,
+        sealed: &Sealed,
+        range: Range<Micros>,
+        meter: &Arc<Meter>,
+        cancel: &CancellationToken,
+    ) -> Result<Outcome, BatchError> {
+        let mut targets = Vec::with_capacity(metric.views.len());
+        for view in &metric.views {
+            let (_, ViewState { published, last_generation, horizons, .. }) =
+                load_view(&*self.deps.store, &view.id).await?;
+            let scope = Scope { rebuild: Some(range.clone()) };
+            let cut = published.cut.clone();
+            let opened = Opened { generation: last_generation, cut, stamp: 0, scope, base: 0 };
+            let retention = metric.retention.clone();
+            targets.push(Arc::new(Target { view: view.clone(), published, opened, retention, horizons }));
+        }
+        let done = self.compute(metric, sealed, &targets, Mode::Compare, meter, cancel).await?;
+        let Changes { buckets, series, chunks, examples } = done.changes;
+        Ok(Outcome::DryRun { rows: done.rows, buckets, series, chunks, changed: examples })
+    }
+}

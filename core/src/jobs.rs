@@ -1,0 +1,278 @@
+//! Jobs: what batch was asked to do and how it goes, as documents of the store.
+//!
+//! Serving creates, lists and cancels jobs, batch runs them, perhaps in another process: the documents are all that they
+//! share. Every change is a compare-and-set, so nobody's change is lost.
+//!
+//! # Invariants
+//! - A finished job never changes again.
+//! - A cancelled job publishes nothing; one that finishes before it sees the request has simply finished.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{
+    envelope::{self, EnvelopeError},
+    ids::Micros,
+    store::{Commit, Document, Documents, StoreError},
+};
+
+/// Kind of the documents that hold jobs; their key is the job's id.
+pub const JOB_DOCUMENTS: &str = "job";
+/// Kind and key of the document that says when batch runs next.
+pub const SCHEDULE_DOCUMENTS: &str = "schedule";
+const SCHEDULE_KEY: &str = "batch";
+/// How often a refused compare-and-set is made again on what was read back.
+const ATTEMPTS: u32 = 16;
+
+/// One run of batch over some metrics.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// `job_` and a UUIDv7: ids sort by creation.
+    pub id: String,
+    pub kind: JobKind,
+    pub state: JobState,
+    pub request: Recompute,
+    pub progress: Progress,
+    pub created_at: Micros,
+    /// When its last attempt began.
+    pub started_at: Option<Micros>,
+    pub finished_at: Option<Micros>,
+    /// Why the last attempt failed; kept while it is retried.
+    pub error: Option<String>,
+    /// A JSON object, once succeeded.
+    pub result: Option<String>,
+    pub cancel_requested: bool,
+    /// How often it was begun.
+    pub attempts: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JobKind {
+    /// Covers newly sealed epochs, as the schedule says.
+    Scheduled,
+    /// Was asked for.
+    Recompute,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JobState {
+    Queued,
+    Running,
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+/// What to compute.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recompute {
+    /// By name; none means all.
+    pub metrics: Vec<String>,
+    /// Event time from which to rebuild; `None` is the beginning. Widened to whole batch chunks.
+    pub from: Option<Micros>,
+    /// Exclusive; `None` is the end.
+    pub to: Option<Micros>,
+    /// Only say what would change.
+    pub dry_run: bool,
+    pub reason: Option<String>,
+}
+
+/// How far a running job has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    pub stage: String,
+    /// Of `total`, in `unit`s.
+    pub done: u64,
+    pub total: u64,
+    pub unit: String,
+    /// Archive rows read so far.
+    pub rows: u64,
+    pub eta_ms: Option<u64>,
+}
+
+/// When batch runs, for those who judge freshness.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduleState {
+    /// `None` while the schedule is off.
+    pub next_run: Option<Micros>,
+    /// When the last scheduled run began.
+    pub last_run: Option<Micros>,
+    /// Who leads batch.
+    pub leader: Option<String>,
+}
+
+impl JobKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Scheduled => "scheduled",
+            Self::Recompute => "recompute",
+        }
+    }
+}
+
+impl JobState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// Whether a job in this state never changes again.
+    pub fn is_finished(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+}
+
+impl Job {
+    /// A queued job with a new id.
+    pub fn new(kind: JobKind, request: Recompute, now: Micros) -> Self {
+        Self {
+            id: format!("job_{}", Uuid::now_v7().simple()),
+            kind,
+            state: JobState::Queued,
+            request,
+            progress: Progress::default(),
+            created_at: now,
+            started_at: None,
+            finished_at: None,
+            error: None,
+            result: None,
+            cancel_requested: false,
+            attempts: 0,
+        }
+    }
+
+    /// Ends the job in `state`.
+    pub fn finish(&mut self, state: JobState, now: Micros) {
+        self.state = state;
+        self.finished_at = Some(now);
+    }
+}
+
+/// Stores a new job.
+///
+/// # Errors
+/// As the store; [`StoreError::Refused`] if the id is taken.
+pub async fn create<D: Documents + ?Sized>(store: &D, job: &Job) -> Result<(), StoreError> {
+    let value = envelope::pack(job).map_err(|error| corrupt(&job.id, &error))?;
+    match store.put(JOB_DOCUMENTS, &job.id, 0, value.into()).await {
+        Ok(Commit::Applied) => Ok(()),
+        Ok(Commit::Refused) => Err(StoreError::Refused(format!("job {} exists already", job.id))),
+        // The id is new: if a job stands under it, it is this one.
+        Err(StoreError::Unknown(why)) => match load(store, &job.id).await? {
+            Some(_) => Ok(()),
+            None => Err(StoreError::Unknown(why)),
+        },
+        Err(error) => Err(error),
+    }
+}
+
+/// The job of this id, with the version that a change must name.
+///
+/// # Errors
+/// As the store, and [`StoreError::Corrupt`] if it does not decode.
+pub async fn load<D: Documents + ?Sized>(store: &D, id: &str) -> Result<Option<(u64, Job)>, StoreError> {
+    let Some(document) = store.get(JOB_DOCUMENTS, id).await? else { return Ok(None) };
+    decode(id, &document).map(|job| Some((document.version, job)))
+}
+
+/// All jobs with their versions, the oldest first.
+///
+/// # Errors
+/// As [`load`].
+pub async fn list<D: Documents + ?Sized>(store: &D) -> Result<Vec<(u64, Job)>, StoreError> {
+    let mut jobs = Vec::new();
+    for (id, document) in store.list(JOB_DOCUMENTS).await? {
+        jobs.push((document.version, decode(&id, &document)?));
+    }
+    jobs.sort_by(|(_, a), (_, b)| a.id.cmp(&b.id));
+    Ok(jobs)
+}
+
+/// Changes a job by compare-and-set and gives it as it stands afterwards; `None` if there is no such job. `change` says
+/// whether there is anything to write; it may be called several times, each time on the job as it was read, and must do
+/// nothing on a job that it has already changed.
+///
+/// # Errors
+/// As [`load`]; [`StoreError::Unavailable`] if others kept changing the job.
+pub async fn update<D, F>(store: &D, id: &str, mut change: F) -> Result<Option<Job>, StoreError>
+where
+    D: Documents + ?Sized,
+    F: FnMut(&mut Job) -> bool + Send,
+{
+    for _ in 0..ATTEMPTS {
+        let Some((version, mut job)) = load(store, id).await? else { return Ok(None) };
+        if !change(&mut job) {
+            return Ok(Some(job));
+        }
+        let value = envelope::pack(&job).map_err(|error| corrupt(id, &error))?;
+        match store.put(JOB_DOCUMENTS, id, version, value.into()).await {
+            Ok(Commit::Applied) => return Ok(Some(job)),
+            // Both are decided by reading back.
+            Ok(Commit::Refused) | Err(StoreError::Unknown(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(StoreError::Unavailable(format!("job {id} kept changing")))
+}
+
+/// Cancels a queued job at once and asks a running one to stop. A finished job stays as it is.
+///
+/// # Errors
+/// As [`update`].
+pub async fn cancel<D: Documents + ?Sized>(store: &D, id: &str, now: Micros) -> Result<Option<Job>, StoreError> {
+    update(store, id, |job| {
+        let queued = job.state == JobState::Queued;
+        let changes = queued || (job.state == JobState::Running && !job.cancel_requested);
+        if changes {
+            job.cancel_requested = true;
+        }
+        if queued {
+            job.finish(JobState::Cancelled, now);
+        }
+        changes
+    })
+    .await
+}
+
+/// When batch runs next; the default if it never ran.
+///
+/// # Errors
+/// As the store, and [`StoreError::Corrupt`] if it does not decode.
+pub async fn load_schedule<D: Documents + ?Sized>(store: &D) -> Result<ScheduleState, StoreError> {
+    let Some(document) = store.get(SCHEDULE_DOCUMENTS, SCHEDULE_KEY).await? else {
+        return Ok(ScheduleState::default());
+    };
+    envelope::unpack(&document.value)
+        .map_err(|error| StoreError::Corrupt { what: "batch schedule".to_owned(), why: error.to_string() })
+}
+
+/// Replaces what [`load_schedule`] gives. It is for information, so the last writer wins.
+///
+/// # Errors
+/// As the store.
+pub async fn save_schedule<D: Documents + ?Sized>(store: &D, state: &ScheduleState) -> Result<(), StoreError> {
+    let value = envelope::pack(state)
+        .map_err(|error| StoreError::Corrupt { what: "batch schedule".to_owned(), why: error.to_string() })?;
+    for _ in 0..ATTEMPTS {
+        let version = store.get(SCHEDULE_DOCUMENTS, SCHEDULE_KEY).await?.map_or(0, |document| document.version);
+        match store.put(SCHEDULE_DOCUMENTS, SCHEDULE_KEY, version, value.clone().into()).await {
+            Ok(Commit::Applied) => return Ok(()),
+            Ok(Commit::Refused) | Err(StoreError::Unknown(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(StoreError::Unavailable("batch schedule kept changing".to_owned()))
+}
+
+fn decode(id: &str, document: &Document) -> Result<Job, StoreError> {
+    envelope::unpack(&document.value).map_err(|error| corrupt(id, &error))
+}
+
+fn corrupt(id: &str, error: &EnvelopeError) -> StoreError {
+    StoreError::Corrupt { what: format!("job {id}"), why: error.to_string() }
+}
