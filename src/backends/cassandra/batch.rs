@@ -88,7 +88,7 @@ fn ttl(expires_at: Option<Micros>, now: Micros) -> i32 {
     if seconds > MAX_TTL { 0 } else { i32::try_from(seconds).unwrap_or(0) }
 }
 
-/// Rows of one Cassandra partition that go into one request.
+/// Rows in groups of one request each: of one Cassandra partition, so that one node writes them at once.
 fn together(rows: &[BatchRow]) -> Vec<Vec<&BatchRow>> {
     let mut sorted: Vec<_> = rows.iter().map(|row| (&row.key.view, Span::of(&row.key), row)).collect();
     sorted.sort_by_key(|&(view, span, _)| (view, span));
@@ -108,6 +108,7 @@ fn together(rows: &[BatchRow]) -> Vec<Vec<&BatchRow>> {
     groups
 }
 
+/// Values of the statement that puts a chunk.
 fn values(row: &BatchRow, cell: Vec<u8>, now: Micros) -> Vec<CqlValue> {
     let Span { width, base, shard, number } = Span::of(&row.key);
     let BatchKey { view, series, period, .. } = &row.key;
@@ -139,22 +140,9 @@ impl BatchChunks for CassandraStore {
         };
         all(spans.into_iter().map(note)).await?;
         let (mut heads, now) = (Heads::default(), SystemClock.now());
-        if std::env::var_os("TMP_SINGLE").is_some() {
-            let write = |row: &BatchRow| {
-                let cell = heads.pack(row);
-                let (key, stamp, ttl) = (row.key.clone(), row.stamp, ttl(row.expires_at, now));
-                async move {
-                    let Span { width, base, shard, number } = Span::of(&key);
-                    let BatchKey { view, series, period, .. } = key;
-                    let row = (stamp, ttl, cell?, view.as_str(), width, base, shard, number, series, period);
-                    open.connection.upsert(&open.batch.put, row).await
-                }
-            };
-            return all(rows.iter().map(write)).await;
-        }
         let write = |rows: Vec<&BatchRow>| {
-            let values = rows.into_iter().map(|row| Ok(values(row, heads.pack(row)?, now)));
-            let values: Result<Vec<_>, StoreError> = values.collect();
+            let packed = rows.into_iter().map(|row| Ok(values(row, heads.pack(row)?, now)));
+            let values: Result<Vec<_>, StoreError> = packed.collect();
             async move {
                 let values = values?;
                 let mut batch = Batch::new(BatchType::Unlogged);
@@ -260,6 +248,25 @@ mod tests {
         assert_eq!(ttl(Some(now), now), 1);
         assert_eq!(ttl(Some(i64::MIN), now), 1);
         assert_eq!(ttl(Some(i64::MAX), now), 0);
+    }
+
+    #[test]
+    fn rows_that_share_a_request_share_a_partition_and_stay_small() {
+        let row = |shard, period, bytes: usize| BatchRow {
+            key: BatchKey { view: ViewId::new("m", 1, 0), width: SECOND, base: 0, shard, period, series: Bytes::new() },
+            generation: 1,
+            stamp: 1,
+            cut: lamina_core::Cut::default(),
+            body: vec![0; bytes].into(),
+            expires_at: None,
+        };
+        let length = period(SECOND) * PERIODS_PER_SPAN;
+        let rows = [row(0, 0, 1000), row(1, 0, 1000), row(0, 1, 47_000), row(0, 2, 90_000), row(0, length, 1)];
+        let groups: Vec<Vec<_>> = together(&rows)
+            .into_iter()
+            .map(|group| group.iter().map(|row| (row.key.shard, row.key.period)).collect())
+            .collect();
+        assert_eq!(groups, [vec![(0, 0), (0, 1)], vec![(0, 2)], vec![(0, length)], vec![(1, 0)]]);
     }
 
     #[test]
