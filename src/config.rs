@@ -13,6 +13,8 @@ use figment::{
     Figment,
     providers::{Env, Format, Toml},
 };
+use lamina_batch::Schedule;
+use lamina_core::Micros;
 use lamina_metric::Length;
 use serde::Deserialize;
 
@@ -210,7 +212,7 @@ impl Default for RawBatch {
 /// A duration given as `500ms`, `1s`, `10m`, ...
 fn duration(key: &str, text: &str, problems: &mut Vec<String>) -> Duration {
     let millis = text.strip_suffix("ms").and_then(|n| n.trim().parse().ok()).map(Duration::from_millis);
-    let found = millis.or_else(|| text.parse::<Length>().ok().map(|length| Duration::from_micros(length.micros().unsigned_abs())));
+    let found = millis.or_else(|| Length::parse(text).ok().map(|length| Duration::from_micros(length.0.unsigned_abs())));
     match found {
         Some(found) if !found.is_zero() => found,
         _ => {
@@ -292,6 +294,12 @@ impl Config {
     }
 }
 
+/// The longest time between two runs, among the next thousand.
+fn longest_pause(schedule: &Schedule) -> Option<Duration> {
+    let runs: Vec<Micros> = std::iter::successors(schedule.after(0), |&at| schedule.after(at)).take(1_000).collect();
+    runs.windows(2).map(|pair| Duration::from_micros(pair[1].abs_diff(pair[0]))).max()
+}
+
 fn speed(raw: &RawSpeed, problems: &mut Vec<String>) -> lamina_speed::Config {
     lamina_speed::Config {
         flush_interval: duration("speed.flush_interval", &raw.flush_interval, problems),
@@ -304,11 +312,11 @@ fn speed(raw: &RawSpeed, problems: &mut Vec<String>) -> lamina_speed::Config {
 }
 
 fn batch(raw: &RawBatch, speed: &lamina_speed::Config, problems: &mut Vec<String>) -> lamina_batch::Config {
-    let schedule = lamina_batch::Schedule::parse(&raw.schedule).unwrap_or_else(|why| {
-        problems.push(format!("batch.schedule = {:?}: {why}", raw.schedule));
-        lamina_batch::Schedule::Off
+    let schedule = raw.schedule.parse().unwrap_or_else(|why| {
+        problems.push(format!("batch.schedule: {why}"));
+        Schedule::Off
     });
-    if let Some(interval) = schedule.longest_interval().filter(|interval| speed.ttl < *interval * 4) {
+    if let Some(interval) = longest_pause(&schedule).filter(|pause| speed.ttl < *pause * 4) {
         problems.push(format!(
             "speed.ttl = {:?} is shorter than four times the longest pause of batch.schedule ({interval:?}): \
              aggregates could expire before batch covers them; raise the one or shorten the other",
@@ -321,5 +329,44 @@ fn batch(raw: &RawBatch, speed: &lamina_speed::Config, problems: &mut Vec<String
         parallelism: raw.threads.max(1),
         lease: Duration::from_secs(15),
         retries: raw.retries,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lamina.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_empty_file_is_the_default_and_embedded() {
+        let config = load("").unwrap();
+        assert!(matches!(config.log, LogConfig::Embedded));
+        assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
+        assert_eq!(config.speed.ttl, Duration::from_secs(3 * 86_400));
+        assert!(config.data_dir.ends_with("data") && config.data_dir.is_absolute());
+    }
+
+    #[test]
+    fn every_problem_is_reported_at_once() {
+        let errors = load(
+            "[http]\nlisten = \"0.0.0.0:80\"\n[log]\npartitions = 0\n[speed]\nttl = \"1h\"\nepoch = \"soon\"\n\
+             [batch]\nschedule = \"0 0 * * *\"\n[archive]\nurl = \"nowhere\"\n",
+        );
+        let errors = errors.unwrap_err();
+        for part in ["http.listen", "log.partitions", "speed.ttl", "speed.epoch", "archive.url"] {
+            assert!(errors.contains(part), "{part} is not in: {errors}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_named() {
+        let error = load("[store]\nkeyspaces = \"x\"\n").unwrap_err();
+        assert!(error.contains("keyspaces") && error.contains("keyspace"), "{error}");
     }
 }

@@ -1,1 +1,5 @@
-fn main() {}
+//! The `lamina` command.
+
+fn main() -> std::process::ExitCode {
+    lamina::cli::run()
+}

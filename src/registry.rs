@@ -8,12 +8,14 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use async_trait::async_trait;
 use lamina_core::{Commit, Document, Documents, StoreError, envelope};
 use lamina_metric::{Catalog, Diagnostic, Versions};
-use lamina_serving::registry::{DefinitionBody, DefinitionKind, Put, Registry, RegistryError};
+use lamina_serving::registry::{DefinitionBody, DefinitionKind, Origin, Put, Registry, RegistryError, etag_of_metric, etag_of_source};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 const VERSIONS: (&str, &str) = ("catalog", "versions");
 const DEFINITIONS: &str = "definition";
+/// In front of a definition's place, for those that came through the API.
+const API: &str = "api:";
 /// Rounds of a compare-and-set before it gives up; each lost round means that somebody else won.
 const ROUNDS: u32 = 20;
 
@@ -58,7 +60,7 @@ pub struct Definitions<S: ?Sized> {
 
 impl<S: Documents + ?Sized> Definitions<S> {
     pub fn new(paths: Vec<PathBuf>, built_in: Vec<(String, String)>, store: Arc<S>) -> Self {
-        let current = watch::Sender::new(Arc::new(Catalog::default()));
+        let current = watch::Sender::new(Arc::new(Catalog::empty()));
         Self { paths, built_in, store, current, changing: tokio::sync::Mutex::new(()) }
     }
 
@@ -77,10 +79,9 @@ impl<S: Documents + ?Sized> Definitions<S> {
     }
 
     async fn texts(&self) -> Result<Vec<(String, String)>, CatalogError> {
-        let mut texts = self.built_in.clone();
-        texts.extend(lamina_metric::catalog::read_files(&self.paths).map_err(CatalogError::Invalid)?);
+        let mut texts = self.read_only().map_err(CatalogError::Invalid)?;
         for (key, document) in self.store.list(DEFINITIONS).await? {
-            texts.push((format!("api:{key}"), String::from_utf8_lossy(&document.value).into_owned()));
+            texts.push((format!("{API}{key}"), String::from_utf8_lossy(&document.value).into_owned()));
         }
         Ok(texts)
     }
@@ -115,15 +116,127 @@ impl<S: Documents + ?Sized> Definitions<S> {
         }
     }
 
-    fn in_files(&self, kind: DefinitionKind, name: &str) -> Result<bool, RegistryError> {
+    /// Texts of the program and of files, with where they come from.
+    fn read_only(&self) -> Result<Vec<(String, String)>, Vec<Diagnostic>> {
         let mut texts = self.built_in.clone();
-        texts.extend(lamina_metric::catalog::read_files(&self.paths).map_err(RegistryError::Invalid)?);
+        texts.extend(lamina_metric::catalog::read_files(&self.paths)?);
+        Ok(texts)
+    }
+
+    /// The ETag that a definition has now.
+    fn etag(&self, kind: DefinitionKind, name: &str) -> Option<String> {
+        let catalog = self.current.borrow();
+        match kind {
+            DefinitionKind::Metric => catalog.metrics.get(name).map(|metric| etag_of_metric(metric)),
+            DefinitionKind::Source => catalog.sources.get(name).map(|source| etag_of_source(source)),
+        }
+    }
+
+    fn check(&self, kind: DefinitionKind, name: &str, if_match: Option<&str>) -> Result<Option<String>, RegistryError> {
+        if let Some(Origin::File(file)) = self.origin_of(kind, name) {
+            return Err(RegistryError::ReadOnly { file });
+        }
+        let current = self.etag(kind, name);
+        match (if_match, &current) {
+            (Some("*"), Some(_)) | (None, _) => Ok(current),
+            (Some(wanted), Some(have)) if wanted == have => Ok(current),
+            (Some(_), have) => Err(RegistryError::Changed { current: have.clone().unwrap_or_else(|| "none".to_owned()) }),
+        }
+    }
+
+    fn origin_of(&self, kind: DefinitionKind, name: &str) -> Option<Origin> {
+        let texts = self.read_only().unwrap_or_default();
         let mentions = |text: &str| {
             let table: Option<toml::Table> = text.parse().ok();
-            let kinds = table.as_ref().and_then(|table| table.get(kind.as_str())).and_then(toml::Value::as_table);
-            kinds.is_some_and(|kinds| kinds.contains_key(name))
+            let named = table.as_ref().and_then(|table| table.get(kind.as_str())).and_then(toml::Value::as_table);
+            named.is_some_and(|named| named.contains_key(name))
         };
-        Ok(texts.iter().any(|(_, text)| mentions(text)))
+        let file = texts.into_iter().find(|(_, text)| mentions(text)).map(|(file, _)| Origin::File(file));
+        file.or_else(|| self.etag(kind, name).map(|_| Origin::Api))
+    }
+}
+
+/// The text of a definition's document.
+fn document(kind: DefinitionKind, name: &str, body: DefinitionBody) -> Result<String, String> {
+    let table = match body {
+        DefinitionBody::Toml(text) => text.parse::<toml::Table>().map_err(|error| error.to_string())?,
+        DefinitionBody::Json(value) => toml::Table::try_from(value).map_err(|error| error.to_string())?,
+    };
+    let named = toml::Table::from_iter([(name.to_owned(), toml::Value::Table(table))]);
+    let whole = toml::Table::from_iter([(kind.as_str().to_owned(), toml::Value::Table(named))]);
+    toml::to_string(&whole).map_err(|error| error.to_string())
+}
+
+fn key(kind: DefinitionKind, name: &str) -> String {
+    format!("{}/{name}", kind.as_str())
+}
+
+fn unreadable(name: &str, message: String) -> RegistryError {
+    let file = format!("{API}{name}");
+    RegistryError::Invalid(vec![Diagnostic { file, line: 1, column: 1, message, help: None, span: 0..0 }])
+}
+
+impl From<CatalogError> for RegistryError {
+    fn from(error: CatalogError) -> Self {
+        match error {
+            CatalogError::Store(error) => Self::Store(error),
+            CatalogError::Invalid(diagnostics) => Self::Invalid(diagnostics),
+            CatalogError::Contended => Self::Store(StoreError::Unavailable(error.to_string())),
+        }
+    }
+}
+
+#[async_trait]
+impl<S: Documents + ?Sized + 'static> Registry for Definitions<S> {
+    async fn put(
+        &self,
+        kind: DefinitionKind,
+        name: &str,
+        body: DefinitionBody,
+        if_match: Option<String>,
+    ) -> Result<Put, RegistryError> {
+        let _one_at_a_time = self.changing.lock().await;
+        let before = self.check(kind, name, if_match.as_deref())?;
+        let text = document(kind, name, body).map_err(|why| unreadable(name, why))?;
+        let key = key(kind, name);
+        let place = format!("{API}{key}");
+        let mut texts = self.texts().await?;
+        texts.retain(|(from, _)| *from != place);
+        texts.push((place, text.clone()));
+        // nothing is stored that does not compile together with all the rest
+        Catalog::compile(&texts, &Versions::default()).map_err(RegistryError::Invalid)?;
+        let version = self.store.get(DEFINITIONS, &key).await?.map_or(0, |document| document.version);
+        if self.store.put(DEFINITIONS, &key, version, text.into()).await? == Commit::Refused {
+            return Err(RegistryError::Changed { current: before.unwrap_or_else(|| "none".to_owned()) });
+        }
+        self.put_in_force(&texts).await?;
+        Ok(match (before, self.etag(kind, name)) {
+            (None, _) => Put::Created,
+            (Some(before), Some(after)) if before == after => Put::Unchanged,
+            _ => Put::Changed,
+        })
+    }
+
+    async fn delete(&self, kind: DefinitionKind, name: &str, if_match: Option<String>) -> Result<(), RegistryError> {
+        let _one_at_a_time = self.changing.lock().await;
+        self.check(kind, name, if_match.as_deref())?.ok_or(RegistryError::NotFound)?;
+        if kind == DefinitionKind::Source {
+            let catalog = Arc::clone(&self.current.borrow());
+            let users: Vec<_> = catalog.metrics_of(name).map(|metric| metric.name.clone()).collect();
+            if !users.is_empty() {
+                return Err(RegistryError::InUse(format!("metrics {} read it", users.join(", "))));
+            }
+        }
+        let key = key(kind, name);
+        let document = self.store.get(DEFINITIONS, &key).await?.ok_or(RegistryError::NotFound)?;
+        if self.store.remove(DEFINITIONS, &key, document.version).await? == Commit::Refused {
+            return Err(RegistryError::Changed { current: "another".to_owned() });
+        }
+        Ok(self.refresh().await?)
+    }
+
+    fn origin(&self, kind: DefinitionKind, name: &str) -> Option<Origin> {
+        self.origin_of(kind, name)
     }
 }
 

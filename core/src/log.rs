@@ -10,6 +10,10 @@ use bytes::Bytes;
 
 use crate::ids::{LogId, Micros, Offset, Partition};
 
+/// The largest record, key and payload together, in bytes. Records of up to a few KiB less fit into every log; a
+/// larger one is [`LogError::TooLarge`].
+pub const MAX_RECORD: usize = 1 << 20;
+
 /// A record as it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -119,7 +123,7 @@ pub trait Log: Send + Sync {
 
 /// A member of a consumer group: the group assigns partitions, the ledger says where to begin.
 #[async_trait]
-pub trait Consumer: Send {
+pub trait Consumer: Send + Sync {
     /// The next event, waiting at most `wait`. [`LogError::Unavailable`] may be followed by further events.
     async fn next(&mut self, wait: Duration) -> Result<Event, LogError>;
 

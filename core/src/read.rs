@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use async_trait::async_trait;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream};
 
 use crate::{
     cut::Cut,
@@ -123,6 +123,9 @@ where
     Err(missing.unwrap_or(ReadError::NeverSettled))
 }
 
+/// Reads to be made side by side. Boxed, so that the whole is `Send` for every lifetime, as a server's handlers need.
+type Reads<'a, T> = Vec<BoxFuture<'a, Result<T, StoreError>>>;
+
 enum Attempt<S, B> {
     Fits(Inputs<S, B>),
     Stale,
@@ -170,11 +173,15 @@ where
 {
     let (_, state) = generation::load_view(store, request.view).await?;
     let consistency = if again { Consistency::Serial } else { Consistency::Quorum };
-    let ledgers = request.partitions.iter().map(|&partition| async move {
-        let ledger = store.load(request.log, partition, consistency).await?;
-        let mark = open_mark(store, request.log, partition, &ledger).await?;
-        Ok::<_, StoreError>((partition, Taken { ledger, mark }))
+    let ledgers = request.partitions.iter().map(|&partition| {
+        let taking = async move {
+            let ledger = store.load(request.log, partition, consistency).await?;
+            let mark = open_mark(store, request.log, partition, &ledger).await?;
+            Ok::<_, StoreError>((partition, Taken { ledger, mark }))
+        };
+        taking.boxed()
     });
+    let ledgers: Reads<'_, _> = ledgers.collect();
     let taken = stream::iter(ledgers).buffer_unordered(PARALLEL).try_collect().await?;
     Ok(Snapshot { published: state.published, since: request.since, taken })
 }
@@ -203,17 +210,21 @@ async fn read_speed<C: Chunks + ?Sized>(
 ) -> Result<Result<Vec<Piece<C::Speed>>, ReadError>, StoreError> {
     let wanted = snapshot.wanted();
     let pairs = wanted.iter().flat_map(|wanted| request.shards.iter().map(move |&shard| (wanted, shard)));
-    let reads = pairs.map(|(wanted, shard)| async move {
-        let found = read_epoch(chunks, request.view, shard, wanted).await?;
-        let piece = |chunk| Piece { partition: wanted.partition, start: wanted.start, chunk };
-        let missing = || ReadError::ChunkMissing {
-            view: request.view.clone(),
-            shard,
-            partition: wanted.partition,
-            epoch: wanted.epoch,
+    let reads = pairs.map(|(wanted, shard)| {
+        let reading = async move {
+            let found = read_epoch(chunks, request.view, shard, wanted).await?;
+            let piece = |chunk| Piece { partition: wanted.partition, start: wanted.start, chunk };
+            let missing = || ReadError::ChunkMissing {
+                view: request.view.clone(),
+                shard,
+                partition: wanted.partition,
+                epoch: wanted.epoch,
+            };
+            Ok::<_, StoreError>(found.map(|found| found.into_iter().map(piece).collect::<Vec<_>>()).ok_or_else(missing))
         };
-        Ok::<_, StoreError>(found.map(|found| found.into_iter().map(piece).collect::<Vec<_>>()).ok_or_else(missing))
+        reading.boxed()
     });
+    let reads: Reads<'_, _> = reads.collect();
     let found: Vec<Result<Vec<_>, ReadError>> = stream::iter(reads).buffered(PARALLEL).try_collect().await?;
     Ok(found.into_iter().collect::<Result<Vec<_>, _>>().map(|pieces| pieces.into_iter().flatten().collect()))
 }
@@ -253,18 +264,13 @@ async fn read_batch<C: Chunks + ?Sized>(
     let ranges = base_ranges(&published.bases, &request.periods);
     let scans =
         ranges.iter().flat_map(|(periods, base)| request.shards.iter().map(move |&shard| (periods, *base, shard)));
-    let reads = scans.map(|(periods, base, shard)| async move {
-        let scan = BatchScan {
-            generation,
-            view: request.view,
-            width: request.width,
-            base,
-            shard,
-            periods: periods.clone(),
-            series: request.series,
-        };
-        chunks.batch(&scan).await
+    let reads = scans.map(|(periods, base, shard)| {
+        let periods = periods.clone();
+        let scan =
+            BatchScan { generation, view: request.view, width: request.width, base, shard, periods, series: request.series };
+        async move { chunks.batch(&scan).await }.boxed()
     });
+    let reads: Reads<'_, _> = reads.collect();
     let found: Vec<Vec<C::Batch>> = stream::iter(reads).buffered(PARALLEL).try_collect().await?;
     Ok(found.into_iter().flatten().collect())
 }

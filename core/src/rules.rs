@@ -27,6 +27,8 @@ pub enum Rule {
     RecheckStarts,
     /// A chunk that is named and not there is an error, not emptiness.
     MissingIsAnError,
+    /// Epochs above the published cut that left the ledger mean: take everything again.
+    RecheckTrimmed,
     /// Speed is read before batch.
     SpeedBeforeBatch,
     /// A cached batch chunk serves only the published generation under which it was read.

@@ -88,7 +88,7 @@ impl Snapshot {
             let trimmed = taken.ledger.epochs.first().map_or(0, |first| first.start);
             let not_built = self.published.generation == 0;
             let beyond = trimmed > self.published.cut.at(partition) && !not_built;
-            if taken.ledger.check().is_err() || (beyond && rules::on(Rule::RecheckStarts)) {
+            if taken.ledger.check().is_err() || (beyond && rules::on(Rule::RecheckTrimmed)) {
                 return Err(Stale);
             }
         }

@@ -166,7 +166,7 @@ pub struct BatchKey {
 }
 
 /// Length of the period that one batch chunk covers: 60 buckets of the rollup.
-pub fn period(width: Micros) -> Micros {
+pub const fn period(width: Micros) -> Micros {
     width * 60
 }
 

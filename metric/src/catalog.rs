@@ -56,6 +56,11 @@ struct Read<D> {
 }
 
 impl Catalog {
+    /// Nothing is defined, at revision 0: definitions are not loaded yet.
+    pub fn empty() -> Self {
+        Self { revision: 0, sources: BTreeMap::new(), metrics: BTreeMap::new() }
+    }
+
     /// Compiles TOML texts `(file name, text)`.
     ///
     /// # Errors
@@ -117,6 +122,19 @@ impl Catalog {
     pub fn metrics_of<'a>(&'a self, source: &'a str) -> impl Iterator<Item = &'a Arc<Metric>> {
         self.metrics.values().filter(move |metric| metric.source.name == source)
     }
+}
+
+/// Reads `*.toml` below the paths: (file, text).
+///
+/// # Errors
+/// All that cannot be read.
+pub fn read_files(paths: &[PathBuf]) -> Result<Vec<(String, String)>, Vec<Diagnostic>> {
+    let mut files = Vec::new();
+    let mut failed = Vec::new();
+    for path in paths {
+        collect(path, true, &mut files, &mut failed);
+    }
+    if failed.is_empty() { Ok(files) } else { Err(failed) }
 }
 
 /// Reads a file, or all `*.toml` files below a folder. A file that was named is read whatever its name ends in.

@@ -41,3 +41,6 @@ pub use source::Source;
 pub use state::{Layout, StateError, States, decode_states, encode_states};
 pub use time::Length;
 pub use udaf::states_udaf;
+
+#[cfg(test)]
+mod tests;

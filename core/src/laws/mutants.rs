@@ -7,7 +7,7 @@ use crate::rules::{self, Rule};
 
 /// The first violation over many generated worlds, or none.
 fn hunt(faults: Faults, off: &'static [Rule]) -> Option<Violation> {
-    rules::without(off, || (0..6_000).find_map(|seed| World::new(seed, faults).run(220).err()))
+    rules::without(off, || (0..60_000).find_map(|seed| World::new(seed, faults).run(220).err()))
 }
 
 fn dies(off: &'static [Rule], law: &str) {
@@ -42,6 +42,7 @@ mutants! {
     f_cached_batch_chunk: FreshBatchChunks => "";
     g_batch_before_speed_with_expiry_and_trim: SpeedBeforeBatch MissingIsAnError => "not the prefix";
     // lamina's own
+    ledger_trimmed_beyond_the_cut_taken: RecheckTrimmed => "not the prefix";
     belated_run_overwrites: LaterGenerationWins => "";
     publish_before_the_chunks: PublishAfterChunks => "not the prefix";
     abandoned_run_publishes: OnlyTheOpenPublishes => "";

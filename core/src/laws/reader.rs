@@ -108,7 +108,7 @@ impl Moving<'_> {
     fn moved<T>(&self, look: impl FnOnce(&mut World) -> T) -> T {
         let mut world = self.world.lock().expect("not poisoned");
         // now and then the reader is paused for long
-        let steps = if world.roll(12) == 0 { 40 } else { world.roll(4) };
+        let steps = if world.roll(8) == 0 { 60 } else { world.roll(4) };
         for _ in 0..steps {
             world.step();
         }

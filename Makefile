@@ -1,0 +1,41 @@
+# Every command that a person or CI runs. `make` lists them.
+.DEFAULT_GOAL := help
+.PHONY: help run test lint up down status bench setup
+
+CACHE := $(if $(LAMINA_CACHE),$(LAMINA_CACHE),$(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/lamina)
+DENY_VERSION := 0.20.2
+DENY := $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
+
+run: setup ## build lamina and run the demo; it prints its addresses
+	cargo run -- demo
+
+test: setup ## all tests, against a real broker and node too (LAMINA_SKIP_REAL=1: without those)
+	@deploy/local/with.sh cargo test --workspace
+
+lint: setup $(DENY) ## formatting, clippy, documentation, licences and duplicate dependencies
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+	$(DENY) --log-level error check bans licenses sources
+
+up: ## start a Kafka broker and a Cassandra node on loopback
+	@deploy/local/up.sh
+
+down: ## stop them; their data stay in .run
+	@deploy/local/down.sh
+
+status: ## what runs where
+	@deploy/local/status.sh
+
+bench: setup ## measurements; see bench/
+	cargo bench --workspace
+
+setup: ## install what building needs, if something is missing
+	@deploy/local/setup.sh
+
+$(DENY):
+	@echo "building cargo-deny $(DENY_VERSION) (once, some minutes)" >&2
+	cargo install cargo-deny --locked --version $(DENY_VERSION) --root $(CACHE)/cargo-deny-$(DENY_VERSION)

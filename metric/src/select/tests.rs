@@ -1,0 +1,136 @@
+use super::{condition::MAX_LENGTH, *};
+use DimensionValue::{Bool, Float, Int, Null, Str};
+
+fn dimensions() -> Vec<Dimension> {
+    let types = [DataType::Utf8, DataType::Int64, DataType::Boolean, DataType::Float64, DataType::Utf8, DataType::Utf8];
+    let names = ["user", "Status", "isRobot", "load", "geo.country", "a b"];
+    names.into_iter().zip(types).map(|(name, data_type)| Dimension { name: name.to_owned(), data_type }).collect()
+}
+
+fn parse(sql: &str) -> Result<SeriesFilter, String> {
+    SeriesFilter::over(sql, &dimensions())
+}
+
+/// Which of three series pass: one of usual values, one of nulls, the overflow.
+fn passes(sql: &str) -> [bool; 3] {
+    let usual = [Str("anna".into()), Int(200), Bool(true), Float(0.5_f64.to_bits()), Str("DE".into()), Str("x".into())];
+    let series = [Series::new(&usual), Series::new(&vec![Null; 6]), Series::overflow(6)];
+    let filter = parse(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
+    filter.mask_of(&[0, 1, 2, 3, 4, 5], &dimensions(), &series).unwrap().try_into().unwrap()
+}
+
+#[test]
+fn only_true_passes() {
+    let usual = [true, false, false];
+    for sql in [
+        "user = 'anna'",
+        "isRobot",
+        "NOT isRobot = FALSE",
+        "Status BETWEEN 200 AND 299",
+        "Status > -1",
+        "Status >= 199.5",
+        "load < 1",
+        "load IN (0.5, 1)",
+        "geo.country LIKE 'D%' AND user NOT LIKE '%b%'",
+        "user ILIKE 'ANN_'",
+        "\"a b\" = 'x' AND \"geo.country\" = 'DE'",
+        "isRobot IS TRUE and Status in (1, 200) or (user is null and Status is not null)",
+        "user <> '$overflow'",
+        "user IS DISTINCT FROM '$overflow' AND user IS NOT NULL",
+        "'anna' = user",
+    ] {
+        assert_eq!(passes(sql), usual, "{sql}");
+    }
+    assert_eq!(passes("user IS NULL"), [false, true, false]);
+    assert_eq!(passes("user = '$overflow'"), [false, false, true]);
+    assert_eq!(passes("Status IS NULL"), [false, true, true]);
+    assert_eq!(passes("TRUE"), [true; 3]);
+    assert_eq!(passes("NULL"), [false; 3]);
+    assert_eq!(passes("user = NULL"), [false; 3]);
+}
+
+#[test]
+fn what_is_not_allowed_is_named() {
+    for (sql, named) in [
+        ("lower(user) = 'a'", "functions are not allowed in a filter: `lower(`"),
+        ("User = 'a'", "`User` is not a dimension; the metric has user, Status, isRobot, load, geo.country, a b"),
+        ("Status + 1 = 2", "`+`"),
+        ("Status - 1 = 2", "`-`"),
+        ("Status = -user", "`-` is allowed before a number only"),
+        ("user IN (SELECT 1)", "`SELECT` is not a dimension"),
+        ("CASE WHEN isRobot THEN 1 END", "`CASE` is not a dimension"),
+        ("CAST(Status AS TEXT) = '1'", "`CAST("),
+        ("user = 'a' ; DROP", "`;` is not expected"),
+        ("user = 'a' user", "`user` is not expected there"),
+        ("user", "must be a condition"),
+        ("Status", "must be a condition"),
+        ("", "ends too early"),
+        ("user = ", "ends too early"),
+        ("user = 'a", ""),
+        ("user ~ 'a'", "`~`"),
+        ("user || 'a' = 'b'", "`||`"),
+        ("geo. = 'a'", "a name is expected after `geo.`"),
+        ("(user, Status) = ('a', 1)", "`)` is expected, not `,`"),
+        ("user NOT = 'a'", "after NOT"),
+        ("Status = 1e999", "not a number"),
+    ] {
+        let error = parse(sql).expect_err(sql);
+        assert!(error.contains(named), "{sql}: {error}");
+    }
+}
+
+#[test]
+fn columns_are_those_read_and_the_view_must_have_them() {
+    let filter = parse("Status = 1 OR user = 'a' OR Status = 2").unwrap();
+    assert_eq!(filter.columns(), [0, 1]);
+    let series = [Series::new(&[Int(2), Str("b".into())])];
+    assert!(filter.mask_of(&[1, 4], &dimensions(), &series).unwrap_err().contains("`user`"));
+    assert_eq!(filter.mask_of(&[0, 1], &dimensions(), &[]).unwrap(), Vec::<bool>::new());
+}
+
+#[test]
+fn hostile_filters_end_soon_on_a_small_stack() {
+    let repeated = |part: &str, end: &str| {
+        let mut sql = part.repeat((MAX_LENGTH - end.len()) / part.len());
+        sql.push_str(end);
+        sql
+    };
+    let hostile: Vec<String> = [
+        ("(", "1"),
+        ("NOT ", "isRobot"),
+        ("- ", "1"),
+        ("-", "1"),
+        ("isRobot IN (", "1"),
+        ("isRobot IS TRUE ", ""),
+        ("isRobot =", "1"),
+        ("(isRobot) IN (", "1"),
+        ("isRobot IS NULL = ", "1"),
+        ("NOT(", "isRobot"),
+        ("isRobot BETWEEN ", "1"),
+        ("isRobot LIKE ", "user"),
+        ("isRobot IS DISTINCT FROM ", "isRobot"),
+        ("user LIKE 'a' ESCAPE ", "'a'"),
+        ("'", ""),
+        ("\"", ""),
+        ("geo.", "country"),
+        ("((isRobot) OR ", "isRobot"),
+        ("/*", ""),
+        ("--", ""),
+    ]
+    .into_iter()
+    .map(|(part, end)| repeated(part, end))
+    .chain([repeated("isRobot IS NULL", " IS NULL"), format!("isRobot{}", " IS TRUE".repeat(500)), "x".repeat(5000)])
+    .collect();
+    let long_chain = repeated("load=1 OR ", "load=2");
+    let work = move || {
+        for sql in hostile {
+            let begun = std::time::Instant::now();
+            assert!(parse(&sql).is_err(), "{}", &sql[..20]);
+            assert!(begun.elapsed().as_secs() < 2, "{} took {:?}", &sql[..20], begun.elapsed());
+        }
+        assert!(parse(&long_chain).is_ok());
+        let mixed = format!("{}isRobot", "isRobot AND NOT isRobot OR ".repeat(140));
+        assert!(parse(&mixed).is_ok());
+    };
+    std::thread::Builder::new().stack_size(1 << 20).spawn(work).unwrap().join().unwrap();
+}

@@ -1,0 +1,203 @@
+//! `POST /v1/sources/{source}/events`.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Path, Request, State},
+    http::StatusCode,
+};
+use bytes::Bytes;
+use lamina_core::log::{Append, Topic};
+use lamina_metric::{Format, IngestRecord, Source};
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    app::App,
+    body::{self, Packing},
+    problem::Problem,
+    token::Token,
+};
+
+pub(super) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(ingest_events))
+}
+
+/// What became of the events of one request.
+#[derive(Debug, Serialize, ToSchema)]
+struct Ingested {
+    /// Events that the log has acknowledged.
+    accepted: usize,
+    rejected: Vec<Rejected>,
+    /// Give it as `at_least` to a query that must see these events.
+    position: String,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+struct Rejected {
+    /// Of the event within the body, from 0.
+    index: usize,
+    error: String,
+}
+
+/// Sends events to a source.
+///
+/// The body is in the source's format; `content-encoding` may be gzip or zstd. Events that do not decode are rejected one
+/// by one, the others are in the log when the answer comes.
+#[utoipa::path(
+    post,
+    path = "/v1/sources/{source}/events",
+    tag = "events",
+    params(("source" = String, Path, description = "Name of the source")),
+    request_body(
+        description = "NDJSON, a JSON array, CSV or lines of text, as the source's format is",
+        content(("application/x-ndjson"), ("application/json"), ("text/csv"), ("text/plain"))
+    ),
+    responses(
+        (status = 202, description = "The log has acknowledged the accepted events", body = Ingested),
+        (status = 400, description = "The body as a whole cannot be read"),
+        (status = 404, description = "Unknown source"),
+        (status = 413, description = "The body is too large"),
+        (status = 415, description = "Not a content type of the source's format"),
+        (status = 503, description = "The log does not answer")
+    )
+)]
+async fn ingest_events(
+    State(app): State<App>,
+    Path(source): Path<String>,
+    request: Request,
+) -> Result<(StatusCode, Json<Ingested>), Problem> {
+    let source = app.source(&source)?;
+    let (parts, body) = request.into_parts();
+    check_type(&body::media_type(&parts.headers), source.definition.format)?;
+    let packing = Packing::of(&parts.headers)?;
+    let packed = body::read(body, app.config.max_body_bytes, app.config.request_timeout).await?;
+    let (records, rejected) = split(&app, &source, packing, packed).await?;
+    let topic = topic(&app, &source).await?;
+    let accepted = records.len();
+    let appended = match accepted {
+        0 => Vec::new(),
+        _ => append(&app, &source, records).await?,
+    };
+    metrics::counter!("lamina_ingest_events_total", "source" => source.name.clone(), "outcome" => "accepted")
+        .increment(accepted as u64);
+    metrics::counter!("lamina_ingest_events_total", "source" => source.name.clone(), "outcome" => "rejected")
+        .increment(rejected.len() as u64);
+    let position = Token::of(&source.name, &topic.id, &appended).encode();
+    Ok((StatusCode::ACCEPTED, Json(Ingested { accepted, rejected, position })))
+}
+
+/// The source's topic, made if nobody has yet.
+async fn topic(app: &App, source: &Source) -> Result<Arc<Topic>, Problem> {
+    if let Some(topic) = app.topics.find(&source.topic).await? {
+        return Ok(topic);
+    }
+    Ok(Arc::new(app.deps.log.ensure_topic(&source.topic, app.config.partitions).await?))
+}
+
+/// Content types of each format. None at all, or plain bytes, is taken to be what the source expects.
+fn check_type(media_type: &str, format: Format) -> Result<(), Problem> {
+    let allowed: &[&str] = match format {
+        Format::Json => &["application/x-ndjson", "application/ndjson", "application/jsonl", "application/json"],
+        Format::Csv => &["text/csv", "application/csv"],
+        Format::Text => &["text/plain"],
+    };
+    if matches!(media_type, "" | "application/octet-stream") || allowed.contains(&media_type) {
+        return Ok(());
+    }
+    Err(Problem::new(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "unsupported_media_type",
+        format!("content-type {media_type:?} is not the source's: send {}", allowed.join(" or ")),
+    ))
+}
+
+/// Unpacks and splits a body, on a thread that may take its time.
+async fn split(
+    app: &App,
+    source: &Arc<Source>,
+    packing: Packing,
+    packed: Bytes,
+) -> Result<(Vec<Append>, Vec<Rejected>), Problem> {
+    let source = Arc::clone(source);
+    let (max_body, max_event, max_events) =
+        (app.config.max_body_bytes, app.config.max_event_bytes, app.config.max_events);
+    let work = tokio::task::spawn_blocking(move || {
+        let body = packing.unpack(packed, max_body)?;
+        if at_most_events(&body) > max_events {
+            let detail = format!("the body holds more than {max_events} events: send it in parts");
+            return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_events", detail));
+        }
+        let events = source.split(&body).map_err(|why| {
+            Problem::new(StatusCode::BAD_REQUEST, "unreadable_body", format!("the body cannot be read: {why}"))
+        })?;
+        Ok(sort(events, max_event))
+    });
+    work.await.map_err(|error| Problem::internal(&error))?
+}
+
+/// Accepted and rejected events apart.
+fn sort(events: Vec<Result<IngestRecord, String>>, max_bytes: usize) -> (Vec<Append>, Vec<Rejected>) {
+    let (mut accepted, mut rejected) = (Vec::with_capacity(events.len()), Vec::new());
+    for (index, event) in events.into_iter().enumerate() {
+        match event {
+            Ok(record) if record.payload.len() > max_bytes => {
+                let error = format!("the event is {} bytes long, at most {max_bytes} are allowed", record.payload.len());
+                rejected.push(Rejected { index, error });
+            }
+            Ok(IngestRecord { key, payload }) => accepted.push(Append { key, payload }),
+            Err(error) => rejected.push(Rejected { index, error }),
+        }
+    }
+    (accepted, rejected)
+}
+
+/// An upper bound of the events in a body, without decoding it: lines, or elements of an array.
+fn at_most_events(body: &[u8]) -> usize {
+    if !body.trim_ascii_start().starts_with(b"[") {
+        return body.iter().filter(|&&b| b == b'\n').count() + 1;
+    }
+    let (mut depth, mut quoted, mut escaped, mut elements) = (0_i64, false, false, 1);
+    for &byte in body {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            _ if quoted => {}
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth -= 1,
+            b',' if depth == 1 => elements += 1,
+            _ => {}
+        }
+    }
+    elements
+}
+
+async fn append(
+    app: &App,
+    source: &Source,
+    records: Vec<Append>,
+) -> Result<Vec<(lamina_core::Partition, lamina_core::Offset)>, Problem> {
+    let within = app.config.request_timeout;
+    match tokio::time::timeout(within, app.deps.log.append(&source.topic, records)).await {
+        Ok(appended) => Ok(appended?),
+        Err(_) => {
+            let detail = format!("the log did not acknowledge within {} s; some events may be in it", within.as_secs());
+            Err(Problem::unavailable("log_unavailable", detail))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_counted_before_they_are_split() {
+        assert_eq!(at_most_events(b"{}\n{}"), 2);
+        assert_eq!(at_most_events(br#" [{"a": "x,[\",", "b": [1, 2]}, {}, 3]"#), 3);
+        assert_eq!(at_most_events(b"[]"), 1);
+    }
+}

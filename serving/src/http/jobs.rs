@@ -1,0 +1,198 @@
+//! `/v1/jobs`: what batch was asked to do, and how it goes.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use axum::{
+    Json,
+    extract::{Path, Query, State},
+    http::StatusCode,
+    response::sse::{Event, KeepAlive, Sse},
+};
+use futures::{Stream, stream};
+use lamina_core::jobs::{self, Job, JobKind, JobState};
+use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{app::App, instant, problem::Problem, query::params::choice};
+
+/// Most jobs in one list, and how many if nothing is said.
+const MAX_JOBS: usize = 1_000;
+const DEFAULT_JOBS: usize = 100;
+/// How often the document of a followed job is read.
+const FOLLOW: Duration = Duration::from_millis(500);
+
+const STATES: &[(&str, JobState)] = &[
+    ("queued", JobState::Queued),
+    ("running", JobState::Running),
+    ("succeeded", JobState::Succeeded),
+    ("failed", JobState::Failed),
+    ("cancelled", JobState::Cancelled),
+];
+const KINDS: &[(&str, JobKind)] = &[("scheduled", JobKind::Scheduled), ("recompute", JobKind::Recompute)];
+
+pub(super) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(list_jobs))
+        .routes(routes!(get_job))
+        .routes(routes!(cancel_job))
+        .routes(routes!(follow_job))
+}
+
+/// A job as clients see it.
+pub(super) fn body(job: &Job) -> Value {
+    let time = |at: Option<i64>| at.map(instant::format);
+    let result = job.result.as_deref().map(|text| serde_json::from_str(text).unwrap_or_else(|_| Value::from(text)));
+    json!({
+        "id": job.id,
+        "kind": job.kind.as_str(),
+        "state": job.state.as_str(),
+        "progress": {
+            "stage": job.progress.stage,
+            "done": job.progress.done,
+            "total": job.progress.total,
+            "unit": job.progress.unit,
+            "rows": job.progress.rows,
+            "eta_ms": job.progress.eta_ms,
+        },
+        "created_at": instant::format(job.created_at),
+        "started_at": time(job.started_at),
+        "finished_at": time(job.finished_at),
+        "error": job.error,
+        "result": result,
+        "request": {
+            "metrics": job.request.metrics,
+            "from": time(job.request.from),
+            "to": time(job.request.to),
+            "dry_run": job.request.dry_run,
+            "reason": job.request.reason,
+        },
+        "cancel_requested": job.cancel_requested,
+        "attempts": job.attempts,
+    })
+}
+
+/// Lists jobs, the newest first.
+#[utoipa::path(get, path = "/v1/jobs", tag = "jobs",
+    params(
+        ("state" = Option<String>, Query, description = "queued, running, succeeded, failed or cancelled"),
+        ("kind" = Option<String>, Query, description = "scheduled or recompute"),
+        ("limit" = Option<u32>, Query, description = "Most jobs; 100 if left out"),
+        ("before" = Option<String>, Query, description = "Only jobs older than this id: the next page")
+    ),
+    responses((status = 200, description = "Jobs", body = serde_json::Value),
+        (status = 400, description = "A parameter cannot be used")))]
+async fn list_jobs(
+    State(app): State<App>,
+    Query(pairs): Query<Vec<(String, String)>>,
+) -> Result<Json<Value>, Problem> {
+    let (mut state, mut kind, mut limit, mut before) = (None, None, DEFAULT_JOBS, None);
+    for (name, value) in &pairs {
+        match name.as_str() {
+            "state" => state = choice("state", Some(value), STATES)?,
+            "kind" => kind = choice("kind", Some(value), KINDS)?,
+            "before" => before = Some(value.as_str()),
+            "limit" => {
+                let asked = value.parse().ok().filter(|limit| (1..=MAX_JOBS).contains(limit));
+                limit = asked.ok_or_else(|| Problem::parameter("limit", format!("a number from 1 to {MAX_JOBS}")))?;
+            }
+            _ => return Err(Problem::parameter(name, "is not a parameter; there are state, kind, limit, before")),
+        }
+    }
+    let matches = |job: &Job| {
+        state.is_none_or(|state| job.state == state)
+            && kind.is_none_or(|kind| job.kind == kind)
+            && before.is_none_or(|before| job.id.as_str() < before)
+    };
+    let all = jobs::list(&*app.deps.store).await?;
+    let mut found = all.iter().rev().map(|(_, job)| job).filter(|job| matches(job));
+    let page: Vec<&Job> = found.by_ref().take(limit).collect();
+    let next = found.next().and(page.last()).map(|job| job.id.as_str());
+    Ok(Json(json!({"jobs": page.iter().map(|job| body(job)).collect::<Vec<_>>(), "next": next})))
+}
+
+/// One job.
+#[utoipa::path(get, path = "/v1/jobs/{id}", tag = "jobs",
+    params(("id" = String, Path, description = "The job's id")),
+    responses((status = 200, description = "The job", body = serde_json::Value), (status = 404, description = "Unknown job")))]
+async fn get_job(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
+    Ok(Json(body(&load(&app, &id).await?)))
+}
+
+/// Cancels a queued job, or asks a running one to stop.
+#[utoipa::path(post, path = "/v1/jobs/{id}/cancel", tag = "jobs",
+    params(("id" = String, Path, description = "The job's id")),
+    responses((status = 202, description = "The job; a running one stops soon", body = serde_json::Value),
+        (status = 404, description = "Unknown job"), (status = 409, description = "It has finished")))]
+async fn cancel_job(State(app): State<App>, Path(id): Path<String>) -> Result<(StatusCode, Json<Value>), Problem> {
+    let job = jobs::cancel(&*app.deps.store, &id, app.deps.clock.now()).await?.ok_or_else(|| unknown(&id))?;
+    match job.state {
+        JobState::Succeeded | JobState::Failed => {
+            let detail = format!("job {id} has {} already", job.state.as_str());
+            Err(Problem::new(StatusCode::CONFLICT, "finished", detail))
+        }
+        JobState::Queued | JobState::Running | JobState::Cancelled => Ok((StatusCode::ACCEPTED, Json(body(&job)))),
+    }
+}
+
+/// Follows a job: an event for every change, until it has finished.
+#[utoipa::path(get, path = "/v1/jobs/{id}/events", tag = "jobs",
+    params(("id" = String, Path, description = "The job's id")),
+    responses((status = 200, description = "Events named after the job's state, with the job as data", content_type = "text/event-stream"),
+        (status = 404, description = "Unknown job"), (status = 503, description = "Too many streams are open")))]
+async fn follow_job(
+    State(app): State<App>,
+    Path(id): Path<String>,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
+    let permit = Arc::clone(&app.streams).try_acquire_owned().map_err(|_| {
+        Problem::unavailable("overloaded", "too many streams are open: ask for the job itself from time to time")
+    })?;
+    let job = load(&app, &id).await?;
+    let follow = Follow { app, seen: None, next: Some(job), done: false, _permit: permit };
+    let events = stream::unfold(follow, |mut follow| async move {
+        let event = follow.next_event().await?;
+        Some((Ok(event), follow))
+    });
+    Ok(Sse::new(events).keep_alive(KeepAlive::default()))
+}
+
+struct Follow {
+    app: App,
+    seen: Option<Job>,
+    next: Option<Job>,
+    done: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Follow {
+    async fn next_event(&mut self) -> Option<Event> {
+        if self.done {
+            return None;
+        }
+        loop {
+            if let Some(job) = self.next.take().filter(|job| self.seen.as_ref() != Some(job)) {
+                self.done = job.state.is_finished();
+                let event = Event::default().event(job.state.as_str()).data(body(&job).to_string());
+                self.seen = Some(job);
+                return Some(event);
+            }
+            tokio::time::sleep(FOLLOW).await;
+            let id = self.seen.as_ref().map(|job| job.id.clone())?;
+            match jobs::load(&*self.app.deps.store, &id).await {
+                Ok(Some((_, job))) => self.next = Some(job),
+                Ok(None) => return None,
+                // The client keeps what it has; the next look may succeed.
+                Err(error) => tracing::warn!(%error, job = id, "following a job failed"),
+            }
+        }
+    }
+}
+
+async fn load(app: &App, id: &str) -> Result<Job, Problem> {
+    let found = jobs::load(&*app.deps.store, id).await?;
+    found.map(|(_, job)| job).ok_or_else(|| unknown(id))
+}
+
+fn unknown(id: &str) -> Problem {
+    Problem::not_found("unknown_job", format!("there is no job {id:?}; GET /v1/jobs lists them"))
+}

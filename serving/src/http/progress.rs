@@ -1,0 +1,171 @@
+//! How far speed has come with each partition of a source.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
+use lamina_core::{Consistency, LogId, Micros, Offset, Partition, log::Span, read, snapshot::Taken};
+use lamina_metric::Source;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::{app::App, instant::millis, problem::Problem, query::partitions_of};
+
+/// Partitions that are asked about at once.
+const PARALLEL: usize = 16;
+
+/// A source as speed has folded it.
+#[derive(Debug)]
+pub(super) struct Progress {
+    pub(super) taken: BTreeMap<Partition, Taken>,
+    pub(super) partitions: Vec<PartitionProgress>,
+}
+
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(super) struct PartitionProgress {
+    pub(super) partition: Partition,
+    /// Next offset to be folded.
+    position: Offset,
+    /// Next offset of the log.
+    end: Offset,
+    lag_records: u64,
+    state: PartitionState,
+    #[serde(skip)]
+    lag_ms: i64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum PartitionState {
+    Running,
+    /// Nothing is unread.
+    Idle,
+    /// Something is unread and nothing moves.
+    Stalled,
+}
+
+impl Progress {
+    /// Age by append time of the oldest unread record, else 0.
+    pub(super) fn lag_ms(&self) -> i64 {
+        self.partitions.iter().map(|partition| partition.lag_ms).max().unwrap_or(0)
+    }
+}
+
+impl PartitionProgress {
+    pub(super) fn is_stalled(&self) -> bool {
+        self.state == PartitionState::Stalled
+    }
+}
+
+/// # Errors
+/// If the log or the store does not answer.
+pub(super) async fn of(app: &App, source: &Source, now: Micros) -> Result<Progress, Problem> {
+    let partitions = partitions_of(app, source).await?;
+    if partitions.all.is_empty() {
+        return Ok(Progress { taken: BTreeMap::new(), partitions: Vec::new() });
+    }
+    // Ledgers first: what is appended in between counts as unread, never as negative.
+    let ledgers: Vec<_> = partitions.all.iter().map(|&partition| taken(app, &partitions.log, partition).boxed()).collect();
+    let taken: BTreeMap<_, _> = stream::iter(ledgers).buffered(PARALLEL).try_collect().await?;
+    let spans = app.deps.log.spans(&source.topic).await?;
+    let each = spans.into_iter().map(|(partition, span)| {
+        let marked = taken.get(&partition).map_or(0, position);
+        of_partition(app, source, partition, marked, span, now).boxed()
+    });
+    let each: Vec<_> = each.collect();
+    let partitions = stream::iter(each).buffered(PARALLEL).try_collect().await?;
+    Ok(Progress { taken, partitions })
+}
+
+async fn taken(app: &App, log: &LogId, partition: Partition) -> Result<(Partition, Taken), Problem> {
+    let store = &*app.deps.store;
+    let ledger = store.load(log, partition, Consistency::Quorum).await?;
+    let mark = read::open_mark(store, log, partition, &ledger).await?;
+    Ok((partition, Taken { ledger, mark }))
+}
+
+fn position(taken: &Taken) -> Offset {
+    taken.ledger.sealed_end().max(taken.mark.as_ref().map_or(0, |mark| mark.end))
+}
+
+async fn of_partition(
+    app: &App,
+    source: &Source,
+    partition: Partition,
+    marked: Offset,
+    span: Span,
+    now: Micros,
+) -> Result<PartitionProgress, Problem> {
+    let position = marked.max(span.start);
+    let lag_records = span.end.saturating_sub(position);
+    let lag_ms = if lag_records == 0 { 0 } else { age_at(app, source, partition, position, now).await? };
+    let stalled = app.config.freshness.stalled;
+    let key = (source.topic.clone(), partition);
+    let state = app.movements.state(key, position, (lag_records, lag_ms), stalled, now);
+    Ok(PartitionProgress { partition, position, end: span.end, lag_records, state, lag_ms })
+}
+
+/// Age by append time of the first record at or after `position`.
+async fn age_at(
+    app: &App,
+    source: &Source,
+    partition: Partition,
+    position: Offset,
+    now: Micros,
+) -> Result<i64, Problem> {
+    let (records, _) = app.deps.log.read(&source.topic, partition, position, 1).await?;
+    Ok(records.first().map_or(0, |record| millis(now - record.appended_at).max(0)))
+}
+
+/// Since when partitions with unread records stand where they stand, as far as was looked.
+#[derive(Default)]
+pub(crate) struct Movements(Mutex<HashMap<(String, Partition), (Offset, Micros)>>);
+
+impl Movements {
+    /// A partition is stalled if its oldest unread record is old and two looks that far apart found the same position:
+    /// a partition that catches up has old records too, but moves.
+    fn state(
+        &self,
+        key: (String, Partition),
+        position: Offset,
+        (lag_records, lag_ms): (u64, i64),
+        stalled: Duration,
+        now: Micros,
+    ) -> PartitionState {
+        let mut stands = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if lag_records == 0 {
+            stands.remove(&key);
+            return PartitionState::Idle;
+        }
+        let stand = stands.entry(key).or_insert((position, now));
+        if stand.0 != position {
+            *stand = (position, now);
+        }
+        let limit = i64::try_from(stalled.as_millis()).unwrap_or(i64::MAX);
+        let standing = millis(now - stand.1);
+        if standing >= limit && lag_ms >= limit { PartitionState::Stalled } else { PartitionState::Running }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_is_stalled_only_if_it_stands_while_an_old_record_is_unread() {
+        let movements = Movements::default();
+        let look = |position, lag_records, lag_ms, at_s: i64| {
+            let key = ("edits".to_owned(), 0);
+            movements.state(key, position, (lag_records, lag_ms), Duration::from_secs(30), at_s * 1_000_000)
+        };
+        assert_eq!(look(5, 0, 0, 0), PartitionState::Idle);
+        assert_eq!(look(5, 9, 1_000, 3_600), PartitionState::Running, "was idle for long, which is no stall");
+        assert_eq!(look(6, 9, 90_000, 3_640), PartitionState::Running, "catching up moves");
+        assert_eq!(look(6, 9, 110_000, 3_660), PartitionState::Running);
+        assert_eq!(look(6, 9, 120_000, 3_670), PartitionState::Stalled);
+        assert_eq!(look(7, 9, 120_000, 3_671), PartitionState::Running);
+    }
+}

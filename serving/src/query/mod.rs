@@ -1,0 +1,91 @@
+//! Queries: parameters → plan → read → merge → table → JSON.
+//!
+//! # Invariants
+//! - An answer is the fold of one prefix of the log per partition: exactly `meta.speed.positions`.
+//! - What cannot be proven complete says so; a chunk that should be there and is not is an error, never emptiness.
+
+pub(crate) mod calendar;
+pub(crate) mod encode;
+mod fill;
+mod merge;
+pub(crate) mod params;
+mod plan;
+mod read;
+mod table;
+
+use std::collections::BTreeMap;
+
+use lamina_core::{Snapshot, snapshot::MissingBecause};
+
+pub(crate) use self::{params::Params, plan::all_of, read::partitions_of};
+use self::{
+    encode::{BatchMeta, Body, Meta, Overflow, SpeedMeta},
+    merge::Read,
+    params::Layer,
+    plan::Plan,
+};
+use crate::{app::App, instant, problem::Problem};
+
+/// Answers a query of a metric with the bytes of a JSON body.
+pub(crate) async fn answer(app: &App, metric: &str, params: Params) -> Result<Vec<u8>, Problem> {
+    let metric = app.metric(metric)?;
+    let (plan, read) = read::read(app, &metric, &params).await?;
+    let now = app.deps.clock.now();
+    // Merging and encoding may take a while; other requests go on meanwhile.
+    let work = tokio::task::spawn_blocking(move || encoded(&plan, &read, &params, now));
+    work.await.map_err(|error| Problem::internal(&error))?
+}
+
+fn encoded(plan: &Plan, read: &Read, params: &Params, now: i64) -> Result<Vec<u8>, Problem> {
+    let merged = merge::merge(plan, read, params.layer)?;
+    let overflow = merged.overflow;
+    let table = table::table(plan, merged, params.limit, params.fill)?;
+    let mut meta = meta(plan, &read.snapshot, params.layer, now);
+    if overflow > 0 {
+        // Whether the filter would take them is not known.
+        meta.complete &= plan.filter.is_none();
+        meta.overflow = Some(Overflow { events: overflow });
+    }
+    meta.truncated = params.limit.map(|_| table.truncated);
+    let body = Body {
+        metric: &plan.metric.name,
+        version: plan.metric.version,
+        range: plan.range.clone(),
+        step: params.step.as_ref().map(|(_, text)| text.as_str()),
+        zone: params.zone.map(|zone| zone.name()),
+        group_by: &plan.group_by,
+        asks: &plan.asks,
+        numbers: params.numbers,
+        series: &table.series,
+        meta,
+    };
+    serde_json::to_vec(&body).map_err(|error| Problem::internal(&error))
+}
+
+/// What proves the answer. The batch layer alone folds what is published, and cannot miss what speed lacks.
+fn meta(plan: &Plan, snapshot: &Snapshot, layer: Layer, now: i64) -> Meta {
+    let mut missing = snapshot.missing(now);
+    let cut = encode::cut(&snapshot.published.cut);
+    let mut positions = snapshot.positions();
+    if layer == Layer::Batch {
+        missing.retain(|missing| missing.why == MissingBecause::Lost);
+        for (partition, position) in &mut positions {
+            *position = snapshot.published.cut.at(*partition);
+        }
+    }
+    let approximate = plan.asks.iter().filter_map(|ask| Some((ask.name().to_owned(), ask.approximate()?)));
+    Meta {
+        complete: missing.is_empty(),
+        missing: missing.iter().map(Into::into).collect(),
+        batch: BatchMeta {
+            generation: snapshot.published.generation,
+            through: snapshot.published.through.map(instant::format),
+            cut,
+        },
+        speed: SpeedMeta { watermark: snapshot.watermark().map(instant::format), positions },
+        approximate: approximate.collect::<BTreeMap<_, _>>(),
+        retained_from: plan.retained_from.map(instant::format),
+        overflow: None,
+        truncated: None,
+    }
+}

@@ -1,0 +1,140 @@
+//! Reads what a query needs, waiting for the positions that it asks for.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::http::StatusCode;
+use lamina_core::{
+    LogId, Partition, Shard, generation,
+    read::{self, Request},
+};
+use lamina_metric::{Metric, Source};
+use tokio::time::Instant;
+
+use crate::{
+    app::App,
+    problem::Problem,
+    query::{
+        merge::Read,
+        params::Params,
+        plan::{self, Plan},
+    },
+    token::Token,
+};
+
+/// How long between two looks at positions.
+const POLL: Duration = Duration::from_millis(20);
+
+/// A source's ledgers: which log, and which partitions.
+pub(crate) struct Partitions {
+    pub(crate) log: LogId,
+    pub(crate) all: Vec<Partition>,
+}
+
+/// The partitions of a source's topic: none while the topic does not exist.
+pub(crate) async fn partitions_of(app: &App, source: &Source) -> Result<Partitions, Problem> {
+    Ok(match app.topics.find(&source.topic).await? {
+        Some(topic) => Partitions { log: topic.log_id(&source.name), all: (0..topic.partitions).collect() },
+        None => Partitions { log: LogId::new(&source.name, ""), all: Vec::new() },
+    })
+}
+
+/// Inputs that fit together, no older than the tokens ask, and the plan that they were read for.
+pub(crate) async fn read(app: &App, metric: &Arc<Metric>, params: &Params) -> Result<(Plan, Read), Problem> {
+    let view = plan::choose_view(metric, params)?.id.clone();
+    let tokens = tokens_for(app, metric, &params.at_least).await?;
+    let deadline = Instant::now() + params.wait;
+    loop {
+        let (_, state) = generation::load_view(&*app.deps.store, &view).await?;
+        let plan = Plan::of(metric, params, app.deps.clock.now(), &state.horizons)?;
+        let partitions = partitions_of(app, &metric.source).await?;
+        if let Some(read) = read_at(app, &plan, &partitions, &tokens).await? {
+            // Below a horizon that rose meanwhile, chunks may have gone before they were read.
+            let (_, after) = generation::load_view(&*app.deps.store, &view).await?;
+            if after.horizons.get(&plan.width) <= state.horizons.get(&plan.width) {
+                return Ok((plan, read));
+            }
+            continue;
+        }
+        if Instant::now() >= deadline {
+            return Err(not_visible(params.wait));
+        }
+        tokio::time::sleep_until(deadline.min(Instant::now() + POLL)).await;
+    }
+}
+
+/// Inputs that fit together, or `None` if they do not reach the tokens yet.
+async fn read_at(
+    app: &App,
+    plan: &Plan,
+    partitions: &Partitions,
+    tokens: &[&Token],
+) -> Result<Option<Read>, Problem> {
+    let shards: Vec<Shard> = (0..plan.view.shards).collect();
+    let request = Request {
+        log: &partitions.log,
+        partitions: &partitions.all,
+        view: &plan.view.id,
+        since: plan.metric.since,
+        shards: &shards,
+        width: plan.width,
+        periods: plan.periods(),
+        series: None,
+    };
+    let within = app.config.request_timeout;
+    let reading = async {
+        if !tokens.is_empty() {
+            let positions = read::take(&*app.deps.store, &request, false).await?.positions();
+            if !tokens.iter().all(|token| token.reached(&positions)) {
+                return Ok(None);
+            }
+        }
+        let read = read::read(&*app.deps.store, &app.chunks, &request).await?;
+        // A takeover may have set the open tail back between the two.
+        let positions = read.snapshot.positions();
+        Ok(tokens.iter().all(|token| token.reached(&positions)).then_some(read))
+    };
+    tokio::time::timeout(within, reading).await.map_err(|_| {
+        let detail = format!("the view store did not deliver within {} s: ask for less, or again later", within.as_secs());
+        Problem::unavailable("timeout", detail)
+    })?
+}
+
+/// The tokens that concern this metric's source, after all were checked.
+async fn tokens_for<'a>(app: &App, metric: &Metric, tokens: &'a [Token]) -> Result<Vec<&'a Token>, Problem> {
+    let catalog = app.catalog();
+    let mut own = Vec::new();
+    for token in tokens {
+        let source = catalog.sources.get(&token.source).ok_or_else(|| {
+            Problem::parameter("at_least", format!("is a position of source {:?}, which does not exist", token.source))
+        })?;
+        if !is_current(app, source, token).await? {
+            let detail = format!("is a position of an earlier topic {:?}; events before it are gone", source.topic);
+            return Err(Problem::parameter("at_least", detail));
+        }
+        if source.name == metric.source.name {
+            own.push(token);
+        }
+    }
+    Ok(own)
+}
+
+/// Whether the token is of the topic as it is now.
+async fn is_current(app: &App, source: &Source, token: &Token) -> Result<bool, Problem> {
+    let known = |topic: &lamina_core::log::Topic| {
+        topic.id == token.topic_id && token.positions.keys().all(|partition| *partition < topic.partitions)
+    };
+    if app.topics.find(&source.topic).await?.is_some_and(|topic| known(&topic)) {
+        return Ok(true);
+    }
+    // What is remembered of the topic may be older than the token.
+    app.topics.forget(&source.topic).await;
+    Ok(app.topics.find(&source.topic).await?.is_some_and(|topic| known(&topic)))
+}
+
+fn not_visible(wait: Duration) -> Problem {
+    let detail = format!(
+        "the events of `at_least` were not visible within {} ms: ask again, or with a longer `wait` (up to 60s)",
+        wait.as_millis()
+    );
+    Problem::new(StatusCode::GATEWAY_TIMEOUT, "not_visible_yet", detail).retry_after(Duration::from_secs(1))
+}

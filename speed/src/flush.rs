@@ -1,0 +1,69 @@
+//! The flush: dead letters and delta chunks, all acknowledged, then the mark.
+//!
+//! While log or store do not answer, the same bytes are sent again; meanwhile records wait in the feed, and then in the
+//! log.
+
+use std::sync::Arc;
+
+use lamina_core::{Offset, Stamp, log::LogError};
+use tokio::time::Instant;
+use tracing::error;
+
+use crate::{
+    fold::EpochFold,
+    partition::{Hold, Interrupt},
+    retry::until_done,
+};
+
+impl Hold {
+    /// Makes visible what was folded.
+    pub(crate) async fn flush(&mut self) -> Result<(), Interrupt> {
+        let began = Instant::now();
+        let place = Arc::clone(&self.place);
+        let (log, store) = (&*place.deps.log, &*place.deps.store);
+        let mut delta = self.bench.run(EpochFold::take_delta).await?;
+        self.note_gap(delta.gap);
+        let _ = self.check_gap().await;
+        let letters = delta.dead.iter().filter(|letter| letter.metric.is_some()).count();
+        place.instruments.rejected(letters as u64);
+        let (dirty, bytes): (Vec<_>, Vec<_>) = delta.chunks.into_iter().unzip();
+        let flush = self.writer.flush(&dirty, delta.watermark, delta.appended_at);
+        let chunks: Vec<_> = flush.keys.iter().cloned().zip(bytes).collect();
+        let stamp = Stamp { at: flush.stamp, ttl: place.config.ttl_seconds() };
+
+        until_done!("append dead letters", &place, self.dead_letters.append(log, &mut delta.dead));
+        if !chunks.is_empty() {
+            until_done!("write chunks", &place, place.put_chunks(&chunks, stamp));
+        }
+        let epoch = self.writer.epoch().id;
+        until_done!("write the mark", &place, store.put_mark(&self.log, place.partition, epoch, &flush.mark, stamp));
+
+        self.writer.flushed(&flush);
+        self.standing.dead_bytes = 0;
+        let visible = delta.waiting_since.map(|since| place.deps.clock.now() - since);
+        place.instruments.flushed(began.elapsed(), flush.mark.end, visible);
+        Ok(())
+    }
+
+    fn note_gap(&mut self, gap: Option<(Offset, Offset)>) {
+        self.gap = match (self.gap, gap) {
+            (Some(known), Some(new)) => Some((known.0.min(new.0), known.1.max(new.1))),
+            (known, new) => known.or(new),
+        };
+    }
+
+    /// Offsets may hold no record, but only where the log still is: if its start has passed them, they are lost.
+    pub(crate) async fn check_gap(&mut self) -> Result<(), LogError> {
+        let Some((from, to)) = self.gap else { return Ok(()) };
+        let spans = self.place.deps.log.spans(&self.place.topic).await?;
+        let start = spans.get(&self.place.partition).map_or(0, |span| span.start);
+        if start > from {
+            let to = to.min(start);
+            error!(place = %self.place, from, to, "records may be gone from the log before they were read");
+            self.place.instruments.lost(to - from);
+            self.writer.lost((from, to));
+        }
+        self.gap = None;
+        Ok(())
+    }
+}

@@ -1,0 +1,120 @@
+//! What the speed layer tells of itself, by the `metrics` crate.
+
+use std::time::Duration;
+
+use lamina_core::{Counts, Micros, Offset, Partition};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+
+const RECORDS: &str = "lamina_speed_records_total";
+const FLUSH: &str = "lamina_speed_flush_seconds";
+const SEAL: &str = "lamina_speed_seal_seconds";
+const POSITION: &str = "lamina_speed_position";
+const VISIBLE: &str = "lamina_speed_event_to_visible_seconds";
+const TAKEOVERS: &str = "lamina_speed_takeovers_total";
+const FENCED: &str = "lamina_speed_fenced_total";
+const BUFFERED: &str = "lamina_speed_buffered_bytes";
+const REJECTED: &str = "lamina_speed_rejected_total";
+const SEAL_DELAYED: &str = "lamina_speed_seal_delayed_total";
+const LOST: &str = "lamina_speed_lost_offsets_total";
+const TOUCHED: &str = "lamina_speed_touched_epochs_total";
+const REPAIRED: &str = "lamina_speed_repaired_epochs_total";
+
+pub(crate) fn describe() {
+    describe_counter!(
+        RECORDS,
+        Unit::Count,
+        "Offsets passed, by what became of them (accepted, dead, duplicate, absent)"
+    );
+    describe_histogram!(FLUSH, Unit::Seconds, "Time that a flush took: encoding, dead letters, chunks, mark");
+    describe_histogram!(SEAL, Unit::Seconds, "Time that a successful seal took, from its flush to the ledger");
+    describe_gauge!(POSITION, "Next offset that readers do not see yet, by source and partition");
+    describe_histogram!(
+        VISIBLE,
+        Unit::Seconds,
+        "Age by append time of the oldest record of a flush when its mark was acknowledged"
+    );
+    describe_counter!(TAKEOVERS, Unit::Count, "Partitions taken over");
+    describe_counter!(FENCED, Unit::Count, "Partitions lost to another worker by the ledger");
+    describe_gauge!(BUFFERED, Unit::Bytes, "Memory of a partition: open epoch, ids, and records that wait");
+    describe_counter!(REJECTED, Unit::Count, "Events that a metric's expressions rejected");
+    describe_counter!(SEAL_DELAYED, Unit::Count, "Seals that had to wait for the archive, the log or the store");
+    describe_counter!(LOST, Unit::Count, "Offsets that the log had lost before they could be read");
+    describe_counter!(TOUCHED, Unit::Count, "Sealed epochs whose chunks were written again to live on");
+    describe_counter!(REPAIRED, Unit::Count, "Sealed epochs rebuilt from their archive files");
+}
+
+/// The labels of one partition's instruments.
+#[derive(Clone, Debug)]
+pub(crate) struct Instruments {
+    source: String,
+    partition: String,
+}
+
+impl Instruments {
+    pub(crate) fn new(source: &str, partition: Partition) -> Self {
+        Self { source: source.to_owned(), partition: partition.to_string() }
+    }
+
+    /// Counts what was folded between two states of an epoch's counts.
+    pub(crate) fn records(&self, before: Counts, after: Counts) {
+        let outcomes = [
+            ("accepted", before.accepted, after.accepted),
+            ("dead", before.dead, after.dead),
+            ("duplicate", before.duplicates, after.duplicates),
+            ("absent", before.absent, after.absent),
+        ];
+        for (outcome, before, after) in outcomes.into_iter().filter(|(_, before, after)| before != after) {
+            counter!(RECORDS, "source" => self.source.clone(), "outcome" => outcome).increment(after - before);
+        }
+    }
+
+    pub(crate) fn flushed(&self, took: Duration, position: Offset, visible: Option<Micros>) {
+        histogram!(FLUSH, "source" => self.source.clone()).record(took);
+        gauge!(POSITION, "source" => self.source.clone(), "partition" => self.partition.clone()).set(position as f64);
+        if let Some(visible) = visible {
+            histogram!(VISIBLE, "source" => self.source.clone()).record(visible.max(0) as f64 / 1e6);
+        }
+    }
+
+    pub(crate) fn sealed(&self, took: Duration) {
+        histogram!(SEAL, "source" => self.source.clone()).record(took);
+    }
+
+    pub(crate) fn buffered(&self, bytes: usize) {
+        gauge!(BUFFERED, "source" => self.source.clone(), "partition" => self.partition.clone()).set(bytes as f64);
+    }
+
+    pub(crate) fn taken_over(&self) {
+        self.count(TAKEOVERS, 1);
+    }
+
+    pub(crate) fn fenced(&self) {
+        self.count(FENCED, 1);
+    }
+
+    pub(crate) fn rejected(&self, events: u64) {
+        self.count(REJECTED, events);
+    }
+
+    pub(crate) fn seal_delayed(&self) {
+        self.count(SEAL_DELAYED, 1);
+    }
+
+    pub(crate) fn lost(&self, offsets: u64) {
+        self.count(LOST, offsets);
+    }
+
+    pub(crate) fn touched(&self, epochs: u64) {
+        self.count(TOUCHED, epochs);
+    }
+
+    pub(crate) fn repaired(&self) {
+        self.count(REPAIRED, 1);
+    }
+
+    fn count(&self, name: &'static str, by: u64) {
+        if by > 0 {
+            counter!(name, "source" => self.source.clone()).increment(by);
+        }
+    }
+}

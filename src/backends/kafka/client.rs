@@ -1,0 +1,267 @@
+//! How lamina configures librdkafka, and what its errors mean here.
+//!
+//! # Invariants
+//! - What exactness rests on (acknowledgements, isolation, where a group starts) cannot be overridden by options.
+//! - Every error names the brokers or the topic it is about.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use lamina_core::log::{LogError, MAX_RECORD};
+use rdkafka::{
+    ClientConfig, ClientContext,
+    client::OAuthToken,
+    config::{FromClientConfigAndContext, RDKafkaLogLevel},
+    consumer::ConsumerContext,
+    error::{KafkaError, RDKafkaErrorCode},
+};
+use tracing::{debug, warn};
+
+/// How long one request to the cluster may take before it counts as unanswered.
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Options that lamina fixes itself, since its guarantees rest on them.
+const FIXED: [&str; 18] = [
+    "acks",
+    "auto.offset.reset",
+    "bootstrap.servers",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "enable.gapless.guarantee",
+    "enable.idempotence",
+    "enable.partition.eof",
+    "group.id",
+    "group.instance.id",
+    "group.protocol",
+    "isolation.level",
+    "metadata.broker.list",
+    "partition.assignment.strategy",
+    "partitioner",
+    "request.required.acks",
+    "topic.blacklist",
+    "transactional.id",
+];
+
+/// Where the cluster is and how to talk to it.
+#[derive(Clone, Debug)]
+pub struct KafkaConfig {
+    /// `host:port`, comma-separated.
+    pub brokers: String,
+    /// Replicas of the topics that lamina creates.
+    pub replication_factor: i32,
+    /// Passed to librdkafka as they are, e.g. `security.protocol` or `session.timeout.ms`; lamina refuses those on which
+    /// its guarantees rest, such as `acks`.
+    pub options: BTreeMap<String, String>,
+}
+
+/// The settings of each kind of client.
+#[derive(Clone)]
+pub(super) struct Profile {
+    pub(super) brokers: Arc<str>,
+    options: Arc<BTreeMap<String, String>>,
+}
+
+impl Profile {
+    pub(super) fn new(config: &KafkaConfig) -> Result<Self, LogError> {
+        if config.brokers.trim().is_empty() {
+            return Err(LogError::Refused("no Kafka brokers are given; name them as host:port".into()));
+        }
+        if let Some(name) = config.options.keys().find(|name| FIXED.contains(&name.as_str())) {
+            return Err(LogError::Refused(format!("the Kafka option {name} is set by lamina itself; leave it out")));
+        }
+        Ok(Self { brokers: config.brokers.as_str().into(), options: config.options.clone().into() })
+    }
+
+    /// Defaults, then the user's options, then what must not differ.
+    fn build(&self, defaults: &[(&str, &str)], fixed: &[(&str, &str)]) -> ClientConfig {
+        let common = [
+            ("client.id", "lamina"),
+            ("reconnect.backoff.ms", "100"),
+            ("reconnect.backoff.max.ms", "2000"),
+            ("socket.keepalive.enable", "true"),
+            ("socket.timeout.ms", "10000"),
+            // New partitions and re-made topics are seen after this time at the latest.
+            ("topic.metadata.refresh.interval.ms", "60000"),
+        ];
+        let mut config = ClientConfig::new();
+        for (name, value) in common.iter().chain(defaults) {
+            config.set(*name, *value);
+        }
+        for (name, value) in self.options.iter() {
+            config.set(name, value);
+        }
+        for (name, value) in fixed {
+            config.set(*name, *value);
+        }
+        config.set("bootstrap.servers", &*self.brokers).set_log_level(RDKafkaLogLevel::Warning);
+        config
+    }
+
+    /// Administration and metadata. Nobody drains the log queues of these clients, so they log nothing.
+    pub(super) fn query(&self) -> ClientConfig {
+        let mut config = self.build(&[], &[("isolation.level", "read_committed")]);
+        config.set_log_level(RDKafkaLogLevel::Emerg);
+        config
+    }
+
+    pub(super) fn producer(&self) -> ClientConfig {
+        // The broker's own default limit, of a whole batch; MAX_RECORD and its framing fit.
+        let limit = (MAX_RECORD + 12).to_string();
+        let defaults = [
+            ("compression.type", "lz4"),
+            ("linger.ms", "5"),
+            ("message.max.bytes", limit.as_str()),
+            ("message.timeout.ms", "30000"),
+            ("queue.buffering.max.kbytes", "65536"),
+            ("queue.buffering.max.messages", "200000"),
+        ];
+        let fixed = [("acks", "all"), ("enable.idempotence", "true"), ("partitioner", "murmur2_random")];
+        self.build(&defaults, &fixed)
+    }
+
+    /// How long an append may wait for its acknowledgement.
+    pub(super) fn delivery_timeout(&self) -> Duration {
+        let given = ["message.timeout.ms", "delivery.timeout.ms"].iter().find_map(|name| self.options.get(*name));
+        Duration::from_millis(given.and_then(|ms| ms.parse().ok()).unwrap_or(30_000))
+    }
+
+    /// A member of a consumer group.
+    pub(super) fn member(&self, group: &str) -> ClientConfig {
+        let defaults = [
+            ("fetch.max.bytes", "8388608"),
+            ("fetch.queue.backoff.ms", "10"),
+            ("fetch.wait.max.ms", "100"),
+            ("queued.max.messages.kbytes", "16384"),
+            ("session.timeout.ms", "15000"),
+        ];
+        self.consumer(group, &defaults)
+    }
+
+    /// A reader outside of every group. librdkafka wants a group name even of a consumer that joins none.
+    pub(super) fn reader(&self) -> ClientConfig {
+        let defaults = [
+            ("fetch.max.bytes", "2097152"),
+            ("fetch.queue.backoff.ms", "10"),
+            ("fetch.wait.max.ms", "100"),
+            ("queued.max.messages.kbytes", "2048"),
+        ];
+        self.consumer("lamina-reader", &defaults)
+    }
+
+    fn consumer(&self, group: &str, defaults: &[(&str, &str)]) -> ClientConfig {
+        let fixed = [
+            ("group.id", group),
+            ("group.protocol", "classic"),
+            ("partition.assignment.strategy", "cooperative-sticky"),
+            ("enable.auto.commit", "false"),
+            ("auto.offset.reset", "error"),
+            ("isolation.level", "read_committed"),
+        ];
+        self.build(defaults, &fixed)
+    }
+
+    /// Makes a client; this contacts nobody.
+    pub(super) fn make<C, T: FromClientConfigAndContext<C>>(
+        &self,
+        config: &ClientConfig,
+        context: C,
+    ) -> Result<T, LogError>
+    where
+        C: ClientContext,
+    {
+        T::from_config_and_context(config, context)
+            .map_err(|error| LogError::Refused(format!("Kafka client settings: {error}")))
+    }
+
+    /// What an error of librdkafka means for the caller. `topic` is empty where none is concerned.
+    pub(super) fn error(&self, doing: &str, topic: &str, error: &KafkaError) -> LogError {
+        match error.rdkafka_error_code() {
+            Some(code) => self.code(doing, topic, code),
+            None => LogError::Unavailable(format!("{doing} ({}): {error}", self.brokers)),
+        }
+    }
+
+    pub(super) fn code(&self, doing: &str, topic: &str, code: RDKafkaErrorCode) -> LogError {
+        use RDKafkaErrorCode as Code;
+        match code {
+            Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition if !topic.is_empty() => {
+                LogError::NoTopic(topic.to_owned())
+            }
+            Code::Authentication
+            | Code::ClusterAuthorizationFailed
+            | Code::GroupAuthorizationFailed
+            | Code::InvalidArgument
+            | Code::InvalidConfig
+            | Code::InvalidPartitions
+            | Code::InvalidReplicationFactor
+            | Code::InvalidTopic
+            | Code::PolicyViolation
+            | Code::SaslAuthenticationFailed
+            | Code::TopicAuthorizationFailed
+            | Code::UnsupportedVersion => LogError::Refused(format!("{doing} ({}): {code}", self.brokers)),
+            _ => LogError::Unavailable(format!("{doing} ({}): {code}", self.brokers)),
+        }
+    }
+}
+
+/// Sends what librdkafka logs to `tracing`.
+#[derive(Clone, Default)]
+pub(super) struct Logged;
+
+impl ClientContext for Logged {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        forward(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        debug!(%error, reason, "kafka client");
+    }
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        Err("OAuth tokens are obtained by librdkafka: set sasl.oauthbearer.method=oidc".into())
+    }
+}
+
+impl ConsumerContext for Logged {}
+
+/// Problems of single connections repeat while a broker is down and heal by themselves; only the rest is a warning.
+pub(super) fn forward(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    let passing = ["FAIL", "ERROR", "CONFWARN", "REQTMOUT", "SESSTMOUT"].contains(&facility);
+    if !passing && (level as i32) <= (RDKafkaLogLevel::Warning as i32) {
+        warn!(facility, "kafka client: {message}");
+    } else {
+        debug!(facility, "kafka client: {message}");
+    }
+}
+
+/// Runs a blocking call of librdkafka beside the async threads.
+pub(super) async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T, LogError> + Send + 'static,
+) -> Result<T, LogError> {
+    match tokio::task::spawn_blocking(call).await {
+        Ok(result) => result,
+        Err(error) => Err(LogError::Unavailable(format!("a call of the Kafka client did not end: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_on_which_exactness_rests_are_refused_by_name() {
+        for name in FIXED {
+            let options = BTreeMap::from([(name.to_owned(), "1".to_owned())]);
+            let config = KafkaConfig { brokers: "localhost:9092".into(), replication_factor: 1, options };
+            let refusal = Profile::new(&config).err().expect("refused").to_string();
+            assert!(refusal.contains(name), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn options_override_defaults_but_not_what_is_fixed() {
+        let options = BTreeMap::from([("linger.ms".to_owned(), "50".to_owned())]);
+        let config = KafkaConfig { brokers: "localhost:9092".into(), replication_factor: 1, options };
+        let producer = Profile::new(&config).expect("accepted").producer();
+        assert_eq!((producer.get("linger.ms"), producer.get("acks")), (Some("50"), Some("all")));
+    }
+}

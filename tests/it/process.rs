@@ -1,0 +1,195 @@
+//! A spawned `lamina serve`, as a user runs it, and what a user does with it.
+
+use std::{
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+pub const LAMINA: &str = env!("CARGO_BIN_EXE_lamina");
+const START: Duration = Duration::from_secs(60);
+
+/// Where a process keeps its log and its views.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    Embedded,
+    /// Kafka and Cassandra.
+    Real,
+}
+
+impl Backend {
+    /// Whether the real backends may be left out: only when asked, and never in continuous integration.
+    pub fn skipped(self) -> bool {
+        let asked = std::env::var_os("LAMINA_SKIP_REAL").is_some();
+        assert!(!(asked && in_ci()), "LAMINA_SKIP_REAL must not be set in continuous integration");
+        if self == Self::Real && asked {
+            eprintln!("skipped: LAMINA_SKIP_REAL is set");
+            return true;
+        }
+        false
+    }
+}
+
+pub fn in_ci() -> bool {
+    std::env::var_os("CI").is_some()
+}
+
+/// What differs between the processes of a test.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub definitions: PathBuf,
+    pub backend: Backend,
+    pub partitions: u32,
+    /// `[speed] epoch`
+    pub epoch: &'static str,
+    /// `[batch] schedule`
+    pub schedule: &'static str,
+}
+
+/// A running process with a folder of its own. Killed when dropped.
+pub struct Lamina {
+    child: Child,
+    pub folder: PathBuf,
+    config: PathBuf,
+    pub url: String,
+    client: reqwest::blocking::Client,
+}
+
+impl Lamina {
+    /// Writes a configuration into `folder` and starts `lamina serve`; returns once it is ready.
+    pub fn start(folder: &Path, settings: &Settings, keyspace: &str) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let config = folder.join("lamina.toml");
+        fs::write(&config, configuration(folder, settings, keyspace, port)).unwrap();
+        if settings.backend == Backend::Real {
+            let migrated = run(&["migrate", "--config", &config.to_string_lossy()]);
+            assert!(migrated.status.success(), "migrate: {}", String::from_utf8_lossy(&migrated.stderr));
+        }
+        let client = reqwest::blocking::Client::builder().timeout(Duration::from_secs(90)).build().unwrap();
+        let url = format!("http://127.0.0.1:{port}");
+        let mut lamina = Self { child: spawn(&config, folder), folder: folder.to_owned(), config, url, client };
+        lamina.wait_until_ready();
+        lamina
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts again over the same folder.
+    pub fn restart(&mut self) {
+        self.child = spawn(&self.config, &self.folder);
+        self.wait_until_ready();
+    }
+
+    fn wait_until_ready(&mut self) {
+        let from = Instant::now();
+        loop {
+            if self.client.get(format!("{}/readyz", self.url)).send().is_ok_and(|answer| answer.status().is_success()) {
+                return;
+            }
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("lamina ended with {status}: {}", self.log_tail());
+            }
+            assert!(from.elapsed() < START, "lamina is not ready after {START:?}: {}", self.log_tail());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    pub fn log_tail(&self) -> String {
+        let log = fs::read_to_string(self.folder.join("lamina.log")).unwrap_or_default();
+        log.lines().rev().take(40).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
+    /// Sends a file with `lamina ingest`; returns the position token.
+    pub fn ingest(&self, source: &str, file: &Path) -> String {
+        let sent = run(&["ingest", "--server", &self.url, "--source", source, &file.to_string_lossy()]);
+        let errors = String::from_utf8_lossy(&sent.stderr).into_owned();
+        assert!(sent.status.success(), "ingest of {}: {errors}\n{}", file.display(), self.log_tail());
+        String::from_utf8(sent.stdout).unwrap().trim().to_owned()
+    }
+
+    /// A GET whose answer must be a success.
+    pub fn get(&self, path: &str, parameters: &[(String, String)]) -> Value {
+        let answer = self.client.get(format!("{}{path}", self.url)).query(parameters).send().unwrap();
+        let (status, body) = (answer.status(), answer.text().unwrap());
+        assert!(status.is_success(), "GET {path} {parameters:?}: {status} {body}\n{}", self.log_tail());
+        serde_json::from_str(&body).unwrap_or_else(|error| panic!("GET {path}: {error}: {body}"))
+    }
+
+    pub fn query(&self, metric: &str, parameters: &[(String, String)]) -> Value {
+        self.get(&format!("/v1/metrics/{metric}/query"), parameters)
+    }
+
+    /// Recomputes everything and waits for the job's end.
+    pub fn recompute_all(&self) {
+        let url = format!("{}/v1/recomputes", self.url);
+        let answer = self.client.post(url).json(&json!({"reason": "test"})).send().unwrap();
+        let (status, body) = (answer.status(), answer.text().unwrap());
+        assert_eq!(status.as_u16(), 202, "recompute: {body}");
+        let job: Value = serde_json::from_str(&body).unwrap();
+        let id = job["id"].as_str().unwrap().to_owned();
+        self.until(&format!("job {id} succeeds"), || {
+            let job = self.get(&format!("/v1/jobs/{id}"), &[]);
+            assert!(!["failed", "cancelled"].contains(&job["state"].as_str().unwrap()), "{job}\n{}", self.log_tail());
+            job["state"] == "succeeded"
+        });
+    }
+
+    /// Polls until `condition` holds.
+    pub fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
+        let from = Instant::now();
+        while !condition() {
+            assert!(from.elapsed() < Duration::from_secs(120), "waited in vain until {what}: {}", self.log_tail());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+impl Drop for Lamina {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(config: &Path, folder: &Path) -> Child {
+    let log = fs::OpenOptions::new().create(true).append(true).open(folder.join("lamina.log")).unwrap();
+    Command::new(LAMINA)
+        .args(["serve", "--config", &config.to_string_lossy()])
+        .env("RUST_LOG", "info")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
+
+pub fn run(arguments: &[&str]) -> Output {
+    Command::new(LAMINA).args(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+fn configuration(folder: &Path, settings: &Settings, keyspace: &str, port: u16) -> String {
+    let Settings { definitions, backend, partitions, epoch, schedule } = settings;
+    let kafka = std::env::var("LAMINA_TEST_KAFKA").unwrap_or_else(|_| "127.0.0.1:19092".into());
+    let cassandra = std::env::var("LAMINA_TEST_CASSANDRA").unwrap_or_else(|_| "127.0.0.1:19042".into());
+    let (log, store) = match backend {
+        Backend::Embedded => ("kind = \"embedded\"".to_owned(), "kind = \"embedded\"".to_owned()),
+        Backend::Real => (
+            format!("kind = \"kafka\"\nbrokers = \"{kafka}\""),
+            format!("kind = \"cassandra\"\ncontact_points = [\"{cassandra}\"]\nkeyspace = \"{keyspace}\""),
+        ),
+    };
+    format!(
+        "definitions = [{definitions:?}]\ndata_dir = {:?}\n[http]\nlisten = \"127.0.0.1:{port}\"\n\
+         [log]\n{log}\npartitions = {partitions}\n[store]\n{store}\n\
+         [speed]\nflush_interval = \"200ms\"\nepoch = \"{epoch}\"\ngroup = \"{keyspace}\"\n[batch]\nschedule = \"{schedule}\"\n",
+        folder.join("data"),
+    )
+}
