@@ -6,7 +6,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use lamina_core::log::Event;
 use lamina_metric::{accepted_events, archive_schema};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use rand::{Rng, SeedableRng, rngs::StdRng};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::world::{TOPIC, World, compile};
 
