@@ -56,7 +56,10 @@ impl Events {
     fn write<'a>(&self, folder: &Path, name: &str, lines: impl Iterator<Item = &'a String>) -> PathBuf {
         let path = folder.join(format!("{name}.{}", self.extension));
         let mut file = std::io::BufWriter::new(fs::File::create(&path).unwrap());
-        for line in self.header.iter().chain(lines) {
+        for line in self.header.iter() {
+            writeln!(file, "{line}").unwrap();
+        }
+        for line in lines {
             writeln!(file, "{line}").unwrap();
         }
         file.flush().unwrap();
