@@ -9,7 +9,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use lamina_core::log::{Consumer, Event, LogError, TopicPartition};
+use lamina_core::log::{Consumer, Event, Log, LogError, TopicPartition};
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, Id, JoinSet},
@@ -36,6 +36,8 @@ const DRAIN_AT_STOP: Duration = Duration::from_secs(20);
 const LEAVE: Duration = Duration::from_secs(10);
 /// How often topics that did not exist are looked for.
 const LOOK_FOR_TOPICS: Duration = Duration::from_secs(5);
+/// How long looking for one may hold up the consumer.
+const LOOK_UP: Duration = Duration::from_millis(500);
 
 /// Why a membership ended.
 pub(crate) enum Left {
@@ -222,9 +224,13 @@ impl Membership {
             let Some(part) = self.parts.get_mut(&partition).filter(|part| part.task == task) else { continue };
             match order {
                 Order::Start(offset, feed) => {
-                    part.paused = false;
-                    if let Err(error) = self.consumer.start(partition, offset).await {
-                        feed.send(Input::Failed(error));
+                    let mut started = self.consumer.start(partition.clone(), offset).await;
+                    if part.paused && started.is_ok() {
+                        started = self.consumer.resume(partition).await;
+                    }
+                    match started {
+                        Ok(()) => part.paused = false,
+                        Err(error) => drop(feed.send(Input::Failed(error))),
                     }
                     part.feed = Some(feed);
                 }
@@ -304,16 +310,8 @@ impl Membership {
             return false;
         }
         self.look_for_topics = Instant::now() + LOOK_FOR_TOPICS;
-        self.missing_topic_exists().await
-    }
-
-    async fn missing_topic_exists(&self) -> bool {
-        for topic in self.wanted.keys().filter(|topic| !self.joined.contains_key(*topic)) {
-            if let Ok(Ok(_)) = timeout(POLL * 25, self.deps.log.topic(topic)).await {
-                return true;
-            }
-        }
-        false
+        let missing = self.wanted.keys().filter(|topic| !self.joined.contains_key(*topic));
+        any_exists(&*self.deps.log, missing.cloned().collect()).await
     }
 
     async fn leave(&mut self) {
@@ -324,4 +322,13 @@ impl Membership {
             Err(_) => warn!("leaving the consumer group took too long"),
         }
     }
+}
+
+async fn any_exists(log: &dyn Log, topics: Vec<String>) -> bool {
+    for topic in topics {
+        if let Ok(Ok(_)) = timeout(LOOK_UP, log.topic(&topic)).await {
+            return true;
+        }
+    }
+    false
 }

@@ -84,7 +84,7 @@ impl Check<'_> {
     /// Brings the situation about; gives the process and the number of truths that hold.
     fn run(mut self) -> usize {
         let folder = tempfile::tempdir().unwrap();
-        let events = Events::read(&self.data.join(&self.set.file));
+        let events = Events::read(&truth::file_of(self.data, self.name));
         let keyspace = format!("t{}", uuid::Uuid::new_v4().simple());
         let mut lamina = Lamina::start(folder.path(), &self.settings(folder.path(), &keyspace), &keyspace);
         match self.situation {
@@ -120,7 +120,7 @@ impl Check<'_> {
         // Kafka's topics outlive a process, so each check has topics of its own
         let example = truth::examples().join(self.name).join("metrics.toml");
         let text = fs::read_to_string(&example).unwrap_or_else(|error| panic!("{}: {error}", example.display()));
-        let topic = format!("topic = \"{}\"", self.set.source);
+        let topic = format!("topic = \"{}\"", self.name);
         assert!(text.contains(&topic), "{} does not say {topic}", example.display());
         let definitions = folder.join("metrics.toml");
         fs::write(&definitions, text.replace(&topic, &format!("topic = \"{keyspace}\""))).unwrap();
@@ -137,7 +137,7 @@ impl Check<'_> {
 
     fn send<'a>(&mut self, lamina: &Lamina, events: &Events, name: &str, lines: impl Iterator<Item = &'a String>) {
         let file = events.write(&lamina.folder, name, lines);
-        self.tokens.push(lamina.ingest(&self.set.source, &file));
+        self.tokens.push(lamina.ingest(self.name, &file));
     }
 
     /// Waits until everything sent so far is sealed, and covered by batch: by its schedule, or by a recompute.
@@ -153,13 +153,13 @@ impl Check<'_> {
     }
 
     fn metrics(&self) -> BTreeSet<&str> {
-        self.set.truths.iter().map(|truth| truth.metric.as_str()).collect()
+        self.set.query.iter().map(|truth| truth.metric.as_str()).collect()
     }
 
     /// The count of everything, at least up to what was sent.
     fn ask(&self, lamina: &Lamina, metric: &str) -> Value {
-        let truth = self.set.truths.iter().find(|truth| truth.metric == metric).expect("a truth of the metric");
-        let mut parameters: Vec<_> = [("from", &truth.query["from"]), ("to", &truth.query["to"])]
+        let truth = self.set.query.iter().find(|truth| truth.metric == metric).expect("a truth of the metric");
+        let mut parameters: Vec<_> = [("from", &truth.params["from"]), ("to", &truth.params["to"])]
             .map(|(name, value)| (name.to_owned(), value.clone()))
             .into();
         parameters.extend(self.at_least());
@@ -176,7 +176,7 @@ impl Check<'_> {
         let wanted = truth::truths(self.data, self.name);
         let mut differences = Vec::new();
         let mut held = BTreeSet::new();
-        for truth in &self.set.truths {
+        for truth in &self.set.query {
             let mut parameters = truth.parameters();
             parameters.extend(self.at_least());
             let answer = lamina.query(&truth.metric, &parameters);
@@ -218,11 +218,11 @@ impl Check<'_> {
 
     /// The share of grain buckets to which both layers contribute.
     fn fed_by_both(&self, lamina: &Lamina, metric: &str) -> f64 {
-        let truth = self.set.truths.iter().find(|truth| truth.metric == metric).expect("a truth of the metric");
+        let truth = self.set.query.iter().find(|truth| truth.metric == metric).expect("a truth of the metric");
         let buckets = |layer: &str| -> BTreeSet<String> {
             let parameters = [
-                ("from", truth.query["from"].as_str()),
-                ("to", truth.query["to"].as_str()),
+                ("from", truth.params["from"].as_str()),
+                ("to", truth.params["to"].as_str()),
                 ("step", "1h"),
                 ("layer", layer),
             ];
@@ -254,7 +254,7 @@ fn check(name: &str, backend: Backend) {
     }
     let sets = truth::data_sets();
     let set = &sets[name];
-    let distinct: BTreeSet<&str> = set.truths.iter().map(|truth| truth.truth.as_str()).collect();
+    let distinct: BTreeSet<&str> = set.query.iter().map(|truth| truth.truth.as_str()).collect();
     for situation in SITUATIONS {
         let held = Check { name, set, data: &data, backend, situation, tokens: Vec::new() }.run();
         eprintln!("truths: {name} | {backend:?} | {situation:?} | {held} / {} | 0 differences", distinct.len());
@@ -269,7 +269,7 @@ fn every_truth_is_asked_or_left_out_with_a_reason() {
     let sets = truth::data_sets();
     let mut asked_in_all = 0;
     for (name, set) in &sets {
-        let asked: BTreeSet<&str> = set.truths.iter().map(|truth| truth.truth.as_str()).collect();
+        let asked: BTreeSet<&str> = set.query.iter().map(|truth| truth.truth.as_str()).collect();
         for truth in truth::truths(&data, name).keys() {
             let left_out = set.left_out.contains_key(truth);
             assert!(asked.contains(truth.as_str()) != left_out, "{name}: {truth} must be either asked or left out");

@@ -6,34 +6,41 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// One data set: its file and how its truths are asked.
+/// One data set: how its truths are asked.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSet {
-    pub file: String,
-    pub source: String,
-    /// Truths that these aggregates cannot express, with the reason.
+    /// Truths, or columns of them (`truth.column`), that these aggregates cannot express, with the reason.
     #[serde(default)]
     pub left_out: BTreeMap<String, String>,
-    pub truths: Vec<Truth>,
+    pub query: Vec<Truth>,
 }
 
-/// One truth as a query.
+/// One truth as a query; the format is told in `examples/truths.toml`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Truth {
     pub truth: String,
     pub metric: String,
-    pub query: BTreeMap<String, String>,
-    /// Column of the truth → `start`, `start FORMAT`, `dimension NAME` or `aggregate NAME`.
-    pub columns: BTreeMap<String, String>,
-    /// Column → `float` (1e-9 relative) or `sketch ERROR`; left out: exact.
+    pub params: BTreeMap<String, String>,
+    pub map: BTreeMap<String, String>,
     #[serde(default)]
-    pub tolerance: BTreeMap<String, String>,
+    pub how: BTreeMap<String, String>,
+    #[serde(default)]
+    pub rows: Rows,
+    pub absent: Option<f64>,
+}
+
+/// Whether the answer may have points that the truth does not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rows {
+    #[default]
+    Equal,
+    Subset,
 }
 
 /// The data folder beside the project, if it is there. Continuous integration must have it.
@@ -46,6 +53,12 @@ pub fn data_folder() -> Option<PathBuf> {
         eprintln!("skipped: {} does not hold the real data sets (LAMINA_TEST_DATA names another folder)", folder.display());
     }
     there.then_some(folder)
+}
+
+/// The events of a data set.
+pub fn file_of(data: &Path, name: &str) -> PathBuf {
+    let forms = ["ndjson.gz", "csv.gz"].map(|form| data.join(format!("{name}.{form}")));
+    forms.into_iter().find(|path| path.is_file()).unwrap_or_else(|| panic!("{} holds no {name}", data.display()))
 }
 
 pub fn examples() -> PathBuf {
@@ -72,70 +85,77 @@ pub fn truths(data: &Path, name: &str) -> BTreeMap<String, Vec<Value>> {
 }
 
 impl Truth {
+    /// The query's parameters, with the aggregates that are compared.
     pub fn parameters(&self) -> Vec<(String, String)> {
-        self.query.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
+        let mut asked: Vec<&str> = self.map.values().filter_map(|what| what.strip_prefix("aggregate:")).collect();
+        asked.sort_unstable();
+        asked.dedup();
+        let given = self.params.iter().map(|(name, value)| (name.clone(), value.clone()));
+        given.chain([("aggregate".to_owned(), asked.join(","))]).collect()
     }
 
     /// Every difference between the answer and the truth, in words.
     pub fn differences(&self, answer: &Value, truth: &[Value]) -> Vec<String> {
-        let found = self.rows(answer);
-        let key = |row: &BTreeMap<String, Value>| {
-            let parts = self.columns.iter().filter(|(_, what)| !what.starts_with("aggregate"));
-            parts.map(|(column, _)| text(&row[column])).collect::<Vec<_>>()
-        };
-        let wanted = truth.iter().map(|row| {
-            let cell = |column: &String| {
-                let value = row.get(column).unwrap_or_else(|| panic!("truth {} has no column {column}", self.truth));
-                (column.clone(), value.clone())
-            };
-            self.columns.keys().map(cell).collect::<BTreeMap<_, _>>()
-        });
-        let mut found: BTreeMap<Vec<String>, Vec<_>> = found.into_iter().fold(BTreeMap::new(), |mut all, row| {
-            all.entry(key(&row)).or_insert_with(Vec::new).push(row);
-            all
-        });
+        let mut found = self.points(answer);
         let mut differences = Vec::new();
-        for row in wanted {
-            match found.get_mut(&key(&row)).and_then(Vec::pop) {
-                None => differences.push(format!("{row:?} is not in the answer")),
-                Some(got) => differences.extend(self.compare(&row, &got)),
+        for row in truth {
+            let is_it = |point: &BTreeMap<&str, Value>| self.keys().all(|(column, what)| same_key(what, &point[column], &row[column]));
+            match found.iter().position(is_it) {
+                Some(at) => differences.extend(self.compare(row, &found.swap_remove(at))),
+                None if self.absent.is_some_and(|absent| self.values().all(|(column, _)| row[column].as_f64() == Some(absent))) => {}
+                None => differences.push(format!("{row} is not in the answer")),
             }
         }
-        let left = found.into_values().flatten().map(|row| format!("{row:?} is not in the truth"));
-        differences.into_iter().chain(left).collect()
+        if self.rows == Rows::Equal {
+            differences.extend(found.into_iter().map(|point| format!("{point:?} is not in the truth")));
+        }
+        differences
     }
 
-    fn rows(&self, answer: &Value) -> Vec<BTreeMap<String, Value>> {
-        let mut rows = Vec::new();
+    fn keys(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.map.iter().map(|(column, what)| (column.as_str(), what.as_str())).filter(|(_, what)| !what.starts_with("aggregate:"))
+    }
+
+    fn values(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.map.iter().filter_map(|(column, what)| Some((column.as_str(), what.strip_prefix("aggregate:")?)))
+    }
+
+    /// The answer's points as columns of the truth.
+    fn points(&self, answer: &Value) -> Vec<BTreeMap<&str, Value>> {
+        let mut points = Vec::new();
         for series in answer["series"].as_array().expect("series") {
             for point in series["points"].as_array().expect("points") {
-                let cell = |what: &str| match what.split_once(' ') {
+                let cell = |what: &str| match what.split_once(':') {
                     None => point["start"].clone(),
-                    Some(("start", form)) => {
-                        let start: DateTime<Utc> = point["start"].as_str().expect("a start").parse().expect("a time");
-                        start.format(form).to_string().into()
-                    }
                     Some(("dimension", name)) => series["dimensions"].get(name).unwrap_or_else(|| panic!("no dimension {name}")).clone(),
                     Some((_, name)) => point.get(name).unwrap_or_else(|| panic!("no aggregate {name} in {point}")).clone(),
                 };
-                rows.push(self.columns.iter().map(|(column, what)| (column.clone(), cell(what))).collect());
+                points.push(self.map.iter().map(|(column, what)| (column.as_str(), cell(what))).collect());
             }
         }
-        rows
+        points
     }
 
-    fn compare(&self, wanted: &BTreeMap<String, Value>, got: &BTreeMap<String, Value>) -> Vec<String> {
-        let aggregates = self.columns.iter().filter(|(_, what)| what.starts_with("aggregate"));
-        let differs = aggregates.filter(|(column, _)| {
-            let (wanted, got) = (&wanted[*column], &got[*column]);
-            match self.tolerance.get(*column).map(|tolerance| tolerance.split_once(' ').unwrap_or((tolerance, ""))) {
-                None => exact(wanted) != exact(got),
-                Some(("float", _)) => !close(wanted, got, 1e-9),
-                Some(("sketch", error)) => !close(wanted, got, error.parse().expect("an error bound")),
-                Some((other, _)) => panic!("{}: tolerance {other:?} is not known", self.truth),
+    fn compare(&self, wanted: &Value, got: &BTreeMap<&str, Value>) -> Vec<String> {
+        let differs = self.values().filter(|(column, _)| {
+            let (wanted, got) = (wanted.get(column).unwrap_or_else(|| panic!("{}: no column {column}", self.truth)), &got[column]);
+            match self.how.get(*column).map_or("exact", String::as_str) {
+                "exact" => exact(wanted) != exact(got),
+                "float" => !close(wanted, got, 1e-9),
+                "quantile" => !close(wanted, got, 0.01),
+                "distinct" => !close(wanted, got, 0.05),
+                other => panic!("{}: {other:?} is no way to compare", self.truth),
             }
         });
-        differs.map(|(column, _)| format!("{column} is {} and should be {} in {wanted:?}", got[column], wanted[column])).collect()
+        differs.map(|(column, _)| format!("{column} is {} and should be {} in {wanted}", got[column], wanted[column])).collect()
+    }
+}
+
+/// A start is the same if the truth's text is its beginning; a dimension that is null equals null and the empty text.
+fn same_key(what: &str, got: &Value, wanted: &Value) -> bool {
+    match what {
+        "start" => text(got).starts_with(&text(wanted)),
+        _ => text(got) == text(wanted),
     }
 }
 
@@ -175,8 +195,8 @@ mod tests {
 
     fn truth() -> Truth {
         toml::from_str(
-            "truth = 't'\nmetric = 'm'\nquery = {}\ncolumns = { day = 'start %Y-%m-%d', who = 'dimension who', n = 'aggregate count', \
-             avg = 'aggregate avg' }\ntolerance = { avg = 'float' }",
+            "truth = 't'\nmetric = 'm'\nparams = {}\nmap = { day = 'start', who = 'dimension:who', n = 'aggregate:count', \
+             avg = 'aggregate:avg' }\nhow = { avg = 'float' }",
         )
         .unwrap()
     }

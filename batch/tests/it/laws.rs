@@ -16,6 +16,8 @@ enum Step {
     /// A run whose chunk writes arrive only at the end of everything, and that publishes nothing.
     Zombie,
     ZombieRebuild(i64, i64),
+    /// Some of the zombies' writes arrive: every so-manieth.
+    Arrive(usize),
     Trim,
 }
 
@@ -49,6 +51,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => range().prop_map(|(from, to)| Step::Rebuild(from, to)),
         2 => Just(Step::Zombie),
         1 => range().prop_map(|(from, to)| Step::ZombieRebuild(from, to)),
+        1 => (1..4_usize).prop_map(Step::Arrive),
         1 => Just(Step::Trim),
     ]
 }
@@ -71,6 +74,7 @@ async fn take(world: &World, step: Step, late: &mut Vec<lamina_core::BatchRow>) 
         Step::CrashRebuild(writes, from, to) => crash(writes, rebuild(from, to)).await,
         Step::Zombie => late.extend(zombie(world, Wanted::Cover).await),
         Step::ZombieRebuild(from, to) => late.extend(zombie(world, rebuild(from, to)).await),
+        Step::Arrive(every) => world.store.arrive(late.iter().step_by(every).cloned().collect()),
         Step::Trim => world.trim().await,
     }
 }
@@ -86,7 +90,7 @@ async fn zombie(world: &World, wanted: Wanted) -> Vec<lamina_core::BatchRow> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 120, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
     fn chunks_and_uncovered_epochs_are_the_fold_of_everything(steps in prop::collection::vec(step(), 1..14)) {

@@ -2,6 +2,7 @@
 
 mod bad_definitions;
 mod decoding;
+mod examples;
 mod preparing;
 
 use std::sync::Arc;

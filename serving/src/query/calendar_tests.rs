@@ -35,7 +35,7 @@ fn local_days_have_23_and_25_hours_where_clocks_change() {
 
 #[test]
 fn an_hour_that_occurs_twice_is_two_buckets_and_six_hours_stay_on_the_wall_clock() {
-    let hours = |n| Division::Local(Step::Fixed(n * 3600 * SECOND), BERLIN);
+    let hours = |n: i64| Division::Local(Step::Fixed(n * 3600 * SECOND), BERLIN);
     let twice = starts("2024-10-26T23:00:00Z", "2024-10-27T03:00:00Z", hours(1));
     assert_eq!(twice, ["10-26T23:00", "10-27T00:00", "10-27T01:00", "10-27T02:00"]);
     // 02:00 to 03:00 occurs twice: wall-clock 00:00 to 06:00 is seven hours.

@@ -56,6 +56,9 @@ pub(crate) async fn read(app: &App, metric: &Arc<Metric>, params: &Params) -> Re
             continue;
         }
         if Instant::now() >= deadline {
+            // The topic may have been replaced since it was last asked for: then waiting longer would not help.
+            app.topics.forget(&metric.source.topic).await;
+            tokens_for(app, metric, &params.at_least).await?;
             return Err(not_visible(params.wait));
         }
         tokio::time::sleep_until(deadline.min(Instant::now() + POLL)).await;

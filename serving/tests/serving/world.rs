@@ -47,6 +47,7 @@ country = "string"
 user = "string"
 added = "int64"
 price = "decimal(12,2)"
+big = "decimal(38,0)"
 
 [metric.added]
 source = "edits"
@@ -61,6 +62,12 @@ rollups = ["1h", "1d"]
 source = "edits"
 value = "price"
 aggregates = ["sum"]
+grain = "1m"
+
+[metric.big]
+source = "edits"
+value = "big"
+aggregates = ["sum", "max"]
 grain = "1m"
 
 [metric.capped]

@@ -132,7 +132,8 @@ impl Log for KafkaLog {
     }
 
     async fn join(&self, group: &str, topics: &[String]) -> Result<Box<dyn Consumer>, LogError> {
-        for topic in topics.iter().cloned() {
+        for topic in topics {
+            let topic = topic.clone();
             match self.ask(move |shared| shared.offsets.check_topic(&topic)).await {
                 // A group can be joined before the cluster answers.
                 Ok(_) | Err(LogError::Unavailable(_)) => {}
