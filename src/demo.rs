@@ -4,7 +4,7 @@ use std::f64::consts::TAU;
 
 use bytes::Bytes;
 use lamina_core::{Micros, log::Append};
-use rand::{Rng, SeedableRng, rngs::StdRng};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::json;
 
 /// The definitions that go with the simulation.

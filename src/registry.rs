@@ -60,7 +60,7 @@ pub struct Definitions<S: ?Sized> {
 
 impl<S: Documents + ?Sized> Definitions<S> {
     pub fn new(paths: Vec<PathBuf>, built_in: Vec<(String, String)>, store: Arc<S>) -> Self {
-        let current = watch::Sender::new(Arc::new(Catalog::default()));
+        let current = watch::Sender::new(Arc::new(Catalog::empty()));
         Self { paths, built_in, store, current, changing: tokio::sync::Mutex::new(()) }
     }
 

@@ -3,12 +3,13 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use lamina_core::{Clock, Store, clock::SystemClock, log::Log};
-use object_store::{ObjectStore, local::LocalFileSystem, path::Path as ObjectPath, prefix::PrefixStore};
+use object_store::ObjectStore;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     backends::{
+        archive,
         cassandra::{CassandraConfig, CassandraStore},
         embedded,
         kafka::{KafkaConfig, KafkaLog},
@@ -50,8 +51,6 @@ pub enum StartError {
         #[source]
         cause: object_store::Error,
     },
-    #[error("folder {0} cannot be made")]
-    Folder(PathBuf, #[source] std::io::Error),
     #[error("cannot listen on {address}")]
     Listen {
         address: SocketAddr,
@@ -87,12 +86,12 @@ impl Backends {
                 replication_factor: *replication_factor,
                 options: options.clone(),
             })?),
-            (LogConfig::Embedded, Some(opened)) => opened.log(),
+            (LogConfig::Embedded, Some(opened)) => Arc::clone(&opened.log) as _,
             (LogConfig::Embedded, None) => unreachable!("the folder is opened for an embedded log"),
         };
         let store: Arc<dyn Store> = match (&config.store, &opened) {
             (StoreConfig::Cassandra(raw), _) => Arc::new(CassandraStore::new(cassandra_config(raw)?)),
-            (StoreConfig::Embedded, Some(opened)) => opened.store(),
+            (StoreConfig::Embedded, Some(opened)) => Arc::clone(&opened.store) as _,
             (StoreConfig::Embedded, None) => unreachable!("the folder is opened for an embedded store"),
         };
         Ok(Self { log, store, archive: open_archive(config)? })
@@ -121,20 +120,15 @@ pub fn cassandra_config(raw: &RawStore) -> Result<CassandraConfig, StartError> {
 }
 
 fn open_archive(config: &Config) -> Result<Arc<dyn ObjectStore>, StartError> {
-    let local = |folder: PathBuf| {
-        std::fs::create_dir_all(&folder).map_err(|cause| StartError::Folder(folder.clone(), cause))?;
-        let failed = |cause| StartError::Archive { place: folder.display().to_string(), cause };
-        let store = LocalFileSystem::new_with_prefix(&folder).map_err(failed)?;
-        Ok::<Arc<dyn ObjectStore>, StartError>(Arc::new(store.with_fsync(true)))
+    let (place, opened) = match &config.archive {
+        Some(url) => (url.to_string(), archive::open(url)),
+        None => {
+            let folder = config.data_dir.join("archive");
+            let opened = archive::DurableFolder::open(&folder).map(|folder| Arc::new(folder) as Arc<dyn ObjectStore>);
+            (folder.display().to_string(), opened)
+        }
     };
-    let Some(url) = &config.archive else { return local(config.data_dir.join("archive")) };
-    if let Ok(folder) = url.to_file_path() {
-        return local(folder);
-    }
-    let failed = |cause| StartError::Archive { place: url.to_string(), cause };
-    let (store, prefix) = object_store::parse_url_opts(url, std::env::vars()).map_err(failed)?;
-    let prefix: ObjectPath = prefix;
-    Ok(Arc::new(PrefixStore::new(store, prefix)))
+    opened.map_err(|cause| StartError::Archive { place, cause })
 }
 
 /// A process that runs until it is told to stop.

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, ops::Range, sync::Arc};
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use lamina_core::{Epoch, Micros, Partition, Store, store::period};
 use lamina_metric::Metric;
 use object_store::ObjectStore;
@@ -124,7 +124,7 @@ impl Work {
             .map(|file| file.archive.counts.records())
             .sum();
         let count = files.len() as u64;
-        let fetches = files.into_iter().map(|file| files::fetch(&self.archive, file));
+        let fetches: Vec<_> = files.into_iter().map(|file| files::fetch(&self.archive, file).boxed()).collect();
         let fetched: Vec<Fetched> = stream::iter(fetches).buffered(FETCHED_TOGETHER).try_collect().await?;
         let (parts, rejected) = fold::fold(&self.engine.query(), &self.metric, fetched).await?;
         for groups in &parts {

@@ -19,6 +19,13 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::BatchError;
 
+/// Rows decoded and aggregated at once, at most and at least. Aggregation spills between batches, so that the states
+/// which one batch begins must fit into memory.
+const LARGEST_BATCH: usize = 8192;
+const SMALLEST_BATCH: usize = 64;
+/// Bytes allowed for the states that one row begins: sketches and all.
+const ROW_COST: usize = 8 << 10;
+
 pub(crate) struct Engine {
     /// `None` only while dropping.
     runtime: Option<Runtime>,
@@ -55,7 +62,9 @@ impl Engine {
 
     /// What one query runs with.
     pub(crate) fn query(&self) -> Arc<TaskContext> {
-        let config = SessionConfig::new().with_target_partitions(self.parallelism);
+        let config = SessionConfig::new()
+            .with_target_partitions(self.parallelism)
+            .with_batch_size((self.memory_bytes / self.parallelism / ROW_COST).clamp(SMALLEST_BATCH, LARGEST_BATCH));
         Arc::new(TaskContext::default().with_session_config(config).with_runtime(Arc::clone(&self.environment)))
     }
 }

@@ -22,8 +22,6 @@ use parquet::arrow::{
 
 use crate::{BatchError, plan::File};
 
-/// Rows decoded at once.
-const BATCH: usize = 8192;
 /// Columns that are read of every file besides those that the metric names.
 const CURRENT: [&str; 5] = ["_partition", "_offset", "_outcome", "_time", "_order"];
 /// Columns that are read of a file which was written under another definition of its source.
@@ -66,7 +64,8 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    pub(crate) fn open(metric: &Metric, fetched: Fetched) -> Result<Self, BatchError> {
+    /// `together` is the number of rows that are decoded at once.
+    pub(crate) fn open(metric: &Metric, fetched: Fetched, together: usize) -> Result<Self, BatchError> {
         let Fetched { file, bytes } = fetched;
         let path = file.archive.path;
         let expected = file.archive.counts;
@@ -87,7 +86,7 @@ impl Events {
         let roots: Vec<usize> =
             fields.filter(|(_, field)| wanted.contains(&field.name().as_str())).map(|(at, _)| at).collect();
         let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
-        let reader = builder.with_projection(mask).with_batch_size(BATCH).build();
+        let reader = builder.with_projection(mask).with_batch_size(together).build();
         let reader = reader.map_err(|cause| BatchError::undecodable(&path, cause))?;
         let source = Arc::clone(&metric.source);
         Ok(Self { source, path, current, expected, found: Counts::default(), reader })

@@ -224,12 +224,13 @@ impl PartitionStream for Files {
         &self.schema
     }
 
-    fn execute(&self, _: Arc<TaskContext>) -> SendableRecordBatchStream {
+    fn execute(&self, context: Arc<TaskContext>) -> SendableRecordBatchStream {
+        let together = context.session_config().batch_size();
         let files = std::mem::take(&mut *self.files.lock().unwrap_or_else(PoisonError::into_inner));
         let shared = (Arc::clone(&self.metric), SchemaRef::clone(&self.schema), Arc::clone(&self.rejected));
         let rows = stream::iter(files).then(move |fetched| {
             let (metric, schema, rejected) = shared.clone();
-            async move { prepared(metric, schema, rejected, fetched) }
+            async move { prepared(metric, schema, rejected, fetched, together) }
         });
         let rows = rows.try_flatten().map_err(|error| DataFusionError::External(Box::new(error)));
         Box::pin(RecordBatchStreamAdapter::new(SchemaRef::clone(&self.schema), rows))
@@ -242,9 +243,10 @@ fn prepared(
     schema: SchemaRef,
     rejected: Arc<AtomicU64>,
     fetched: Fetched,
+    together: usize,
 ) -> Result<impl futures::Stream<Item = Result<RecordBatch, BatchError>>, BatchError> {
     let epoch = fetched.file.epoch;
-    let events = Events::open(&metric, fetched)?;
+    let events = Events::open(&metric, fetched, together)?;
     Ok(stream::try_unfold(events, move |mut events| {
         let (metric, schema, rejected) = (Arc::clone(&metric), SchemaRef::clone(&schema), Arc::clone(&rejected));
         async move {

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{Batch, Schedule, job, lease::Lease, telemetry};
 
 /// How often a leader looks for queued jobs.
-const POLL: Duration = Duration::from_millis(500);
+const POLL: Duration = Duration::from_secs(1);
 /// Finished jobs that are kept.
 const KEPT: usize = 100;
 

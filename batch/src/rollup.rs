@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use lamina_core::{BatchChunks, BatchKey, BatchRow, Cut, Micros, Shard, Store, store::period};
 use lamina_metric::{BatchChunk, Layout, Metric, Series, States};
 
@@ -163,9 +163,10 @@ impl Rollup {
             }
         }
         self.chunks.extend(places.iter().map(|&place| (place, State::default())));
-        let scans = reads
-            .into_iter()
-            .map(|((shard, start), series)| scan(store, &self.target, self.width, (shard, start), series));
+        let mut scans = Vec::with_capacity(reads.len());
+        for (place, series) in reads {
+            scans.push(scan(store, &self.target, self.width, place, series).boxed());
+        }
         let found: Vec<Vec<BatchRow>> = stream::iter(scans).buffer_unordered(PARALLEL).try_collect().await?;
         for row in found.into_iter().flatten() {
             self.extend_stored(&places, row)?;
@@ -231,14 +232,11 @@ impl Rollup {
 
     /// Writes chunks of this rollup; all are acknowledged when this returns.
     pub(crate) async fn write(&self, store: &dyn Store, chunks: &[Chunk]) -> Result<(), BatchError> {
-        let mut rows = Vec::with_capacity(chunks.len());
-        for chunk in chunks {
-            rows.push(self.row(chunk)?);
-            // Encoding is the only long stretch without waiting.
-            tokio::task::consume_budget().await;
+        for chunks in chunks.chunks(WRITTEN_TOGETHER * PARALLEL) {
+            let rows = chunks.iter().map(|chunk| self.row(chunk)).collect::<Result<Vec<_>, _>>()?;
+            let writes: Vec<_> = rows.chunks(WRITTEN_TOGETHER).map(|rows| BatchChunks::put(store, rows)).collect();
+            stream::iter(writes).buffer_unordered(PARALLEL).try_collect::<()>().await?;
         }
-        let writes = rows.chunks(WRITTEN_TOGETHER).map(|rows| BatchChunks::put(store, rows));
-        stream::iter(writes).buffer_unordered(PARALLEL).try_collect::<()>().await?;
         Ok(())
     }
 

@@ -123,7 +123,7 @@ pub trait Log: Send + Sync {
 
 /// A member of a consumer group: the group assigns partitions, the ledger says where to begin.
 #[async_trait]
-pub trait Consumer: Send {
+pub trait Consumer: Send + Sync {
     /// The next event, waiting at most `wait`. [`LogError::Unavailable`] may be followed by further events.
     async fn next(&mut self, wait: Duration) -> Result<Event, LogError>;
 

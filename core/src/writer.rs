@@ -205,7 +205,7 @@ impl Writer {
             epoch: self.epoch.id,
             part,
         };
-        (all.iter().map(key).collect(), self.stamp() + 1)
+        (all.iter().map(key).collect(), stamps(self.epoch.opened_at, self.marks).1)
     }
 
     /// Notes that the consolidated chunks up to `end` were acknowledged.
@@ -213,9 +213,8 @@ impl Writer {
         self.consolidated = Some(end);
     }
 
-    /// Write timestamps grow with every flush of the epoch and stay near real time.
     fn stamp(&self) -> Micros {
-        self.epoch.opened_at + Micros::try_from(self.marks).unwrap_or(Micros::MAX / 2) * 2
+        stamps(self.epoch.opened_at, self.marks).0
     }
 
     /// The change that makes this epoch count, or `None` while it is not due: something is unflushed, or the mark that
@@ -343,6 +342,14 @@ impl Writer {
         }
         Ok(resolved)
     }
+}
+
+/// Write timestamps within an epoch: of its mark of this number (and the chunks flushed with it), and of consolidated
+/// chunks that follow this mark. They grow with every flush and stay near real time. Whoever touches a sealed epoch
+/// derives them from its last mark.
+pub fn stamps(opened_at: Micros, marks: u64) -> (Micros, Micros) {
+    let mark = opened_at.saturating_add(Micros::try_from(marks).unwrap_or(Micros::MAX).saturating_mul(2));
+    (mark, mark.saturating_add(1))
 }
 
 /// What the epoch after a seal begins with.

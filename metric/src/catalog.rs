@@ -56,6 +56,11 @@ struct Read<D> {
 }
 
 impl Catalog {
+    /// Nothing is defined, at revision 0: definitions are not loaded yet.
+    pub fn empty() -> Self {
+        Self { revision: 0, sources: BTreeMap::new(), metrics: BTreeMap::new() }
+    }
+
     /// Compiles TOML texts `(file name, text)`.
     ///
     /// # Errors

@@ -383,6 +383,8 @@ fn parse_aggregate(text: &str, inputs: &mut Vec<String>) -> Result<Aggregate, Pr
         let percentile = name.starts_with('p') && name[1..].starts_with(|c: char| c.is_ascii_digit());
         let help = match (percentile, nearest(name, names)) {
             (true, _) => "keep quantiles; queries ask for p50, p99.9 and so on".to_owned(),
+            (false, _) if matches!(name, "mean" | "average") => "did you mean avg?".to_owned(),
+            (false, _) if name == "median" => "keep quantiles; queries ask for p50".to_owned(),
             (false, Some("distinct")) => "write distinct(FIELD)".to_owned(),
             (false, Some("top")) => "write top(FIELD, K)".to_owned(),
             (false, Some(near)) => format!("did you mean {near}?"),

@@ -168,22 +168,25 @@ fn explain(error: &DataFusionError, schema: &Schema) -> PlanError {
     PlanError::NoColumn { problem: Problem::new(format!("there is no field {name}"), help), name }
 }
 
+/// What DataFusion and Arrow put before what they have to say.
+const NOISE: [&str; 8] = [
+    "SQL error: ",
+    "ParserError(\"",
+    "Error during planning: ",
+    "Arrow error: ",
+    "Compute error: ",
+    "Execution error: ",
+    "External error: ",
+    "Cast error: ",
+];
+
 /// An error of DataFusion for people.
 fn one_line(error: &DataFusionError) -> String {
     let text = error.strip_backtrace();
     let text = text.lines().next().unwrap_or_default();
     let mut text = text.trim();
-    for noise in [
-        "SQL error: ",
-        "ParserError(\"",
-        "Error during planning: ",
-        "Arrow error: ",
-        "Execution error: ",
-        "External error: ",
-        "Error parsing ",
-        "Optimizer rule ",
-    ] {
-        text = text.strip_prefix(noise).unwrap_or(text);
+    while let Some(rest) = NOISE.iter().find_map(|noise| text.strip_prefix(noise)) {
+        text = rest;
     }
     text.trim_end_matches("\")").trim_end_matches('.').to_owned()
 }

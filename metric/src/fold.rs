@@ -252,5 +252,4 @@ fn input(error: impl std::fmt::Display) -> StateError {
 }
 
 #[cfg(test)]
-#[path = "fold_tests.rs"]
 mod tests;

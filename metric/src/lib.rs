@@ -14,15 +14,15 @@ pub mod expression;
 pub mod fold;
 pub mod infer;
 pub mod metric;
+mod reading;
 pub mod select;
 pub mod series;
 pub mod source;
 pub mod state;
-pub mod time;
-pub mod udaf;
-mod reading;
 mod text;
+pub mod time;
 mod toml_table;
+pub mod udaf;
 
 pub use aggregate::{Aggregate, ValueType};
 pub use answer::{Answer, Approximate, Ask, Numbers, TopItem};
@@ -41,3 +41,6 @@ pub use source::Source;
 pub use state::{Layout, StateError, States, decode_states, encode_states};
 pub use time::Length;
 pub use udaf::states_udaf;
+
+#[cfg(test)]
+mod tests;

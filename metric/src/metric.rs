@@ -3,9 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use arrow::{
-    array::{
-        Array, ArrayRef, AsArray, BooleanArray, Float64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
-    },
+    array::{ArrayRef, AsArray, BooleanArray, Float64Array, RecordBatch, StringArray, TimestampMicrosecondArray},
     compute::filter_record_batch,
     datatypes::{DataType, Float64Type, Schema, SchemaRef, TimestampMicrosecondType, UInt64Type},
     error::ArrowError,

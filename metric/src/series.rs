@@ -164,7 +164,7 @@ mod tests {
             series.as_bytes(),
             [5, 4, 2, b'd', b'e', 2, 1, 0, 1, 1, 3, 128, 128, 128, 128, 128, 128, 128, 252, 63]
         );
-        assert_eq!((series.shard(16), series.shard(1), series.shard(0)), (12, 0, 0));
+        assert_eq!((series.shard(16), series.shard(1), series.shard(0)), (6, 0, 0));
         assert_eq!(series.project(&[1, 0]).values().unwrap()[1], DimensionValue::Str("de".into()));
         assert!(Series::from_bytes(Bytes::from_static(&[200, 1, 2])).values().is_err());
     }

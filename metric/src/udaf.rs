@@ -117,7 +117,7 @@ impl GroupsAccumulator for Many {
     ) -> Result<()> {
         self.0.resize(total);
         let Some(mask) = opt_filter else { return fold(&mut self.0, values, groups) };
-        let mask = prep_null_mask_filter(mask);
+        let mask = if mask.null_count() > 0 { prep_null_mask_filter(mask) } else { mask.clone() };
         let kept = values.iter().map(|array| filter(array, &mask)).collect::<Result<Vec<_>, _>>()?;
         let groups: Vec<usize> = mask.values().set_indices().map(|row| groups[row]).collect();
         fold(&mut self.0, &kept, &groups)
@@ -132,8 +132,7 @@ impl GroupsAccumulator for Many {
         for row in 0..emit {
             encoded.append_value(encode_states(&self.0.take(&[row])).map_err(external)?);
         }
-        let rest: Vec<usize> = (emit..self.0.len()).collect();
-        self.0 = self.0.take(&rest);
+        self.0.drop_first(emit);
         Ok(Arc::new(encoded.finish()))
     }
 
@@ -180,5 +179,4 @@ fn external(error: impl std::error::Error + Send + Sync + 'static) -> DataFusion
 }
 
 #[cfg(test)]
-#[path = "udaf_tests.rs"]
 mod tests;

@@ -131,11 +131,8 @@ pub(crate) async fn put(archive: &dyn ObjectStore, path: &Path, file: &Bytes) ->
         // An earlier attempt may have arrived although its answer did not.
         Err(object_store::Error::AlreadyExists { .. }) => {
             let found = archive.get(path).await.map_err(failed)?.bytes().await.map_err(failed)?;
-            let different = || FileError::Different {
-                path: path.to_string(),
-                found: found.len(),
-                expected: file.len(),
-            };
+            let different =
+                || FileError::Different { path: path.to_string(), found: found.len(), expected: file.len() };
             if found == *file { Ok(()) } else { Err(different()) }
         }
         Err(cause) => Err(failed(cause)),

@@ -8,10 +8,10 @@ use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use lamina_core::{
-    Change, Commit, Epoch, EpochId, Mark, Micros, Part, Shard, SpeedKey, Stamp, StoreError, ViewId,
+    Change, Commit, Epoch, EpochId, Mark, Part, Shard, SpeedKey, Stamp, StoreError, ViewId,
     generation::load_view,
     store,
-    writer::Resolved,
+    writer::{Resolved, stamps},
 };
 use lamina_metric::{Catalog, Source, accepted_events};
 use tracing::{error, info, warn};
@@ -22,7 +22,7 @@ use crate::{
     views::{Encoded, FoldError, Views, shards_of},
 };
 
-/// Epochs touched, and epochs rebuilt, in one round: fresh records must not wait long.
+/// Epochs touched in one round at most, and one is rebuilt: fresh records must not wait long.
 const TOUCHES: usize = 20;
 
 /// Why an epoch cannot be cared for now.
@@ -73,16 +73,13 @@ impl Hold {
     /// Touches epochs, or rebuilds one; gives the change of the ledger that follows, and whether more remains.
     async fn care_for(&self, old: Vec<Epoch>) -> Result<Option<(Change, bool)>, CareError> {
         let cuts = self.cuts().await?;
-        let uncovered = |epoch: &Epoch| {
-            let shards = self.shards_to_keep(epoch, &cuts);
-            (!shards.is_empty()).then_some(shards)
-        };
+        let kept = old.iter().map(|epoch| (epoch, self.shards_to_keep(epoch, &cuts)));
+        let uncovered: Vec<_> = kept.filter(|(_, shards)| !shards.is_empty()).collect();
         let written_at = self.place.deps.clock.now();
         let mut touched = Vec::new();
-        let mut remaining = old.iter().filter_map(|epoch| uncovered(epoch).map(|shards| (epoch, shards)));
-        for (epoch, shards) in remaining.by_ref().take(TOUCHES) {
+        for (epoch, shards) in uncovered.iter().take(TOUCHES) {
             let alive = self.place.deps.clock.now() < epoch.alive_until;
-            if alive && matches!(self.touch(epoch, &shards).await?, Touch::Done) {
+            if alive && matches!(self.touch(epoch, shards).await?, Touch::Done) {
                 touched.push(epoch);
                 continue;
             }
@@ -101,7 +98,7 @@ impl Hold {
         self.place.instruments.touched(touched.len() as u64);
         let ids: Vec<EpochId> = touched.iter().map(|epoch| epoch.id).collect();
         let change = self.ledger.touched(&ids, self.place.config.alive_until(written_at));
-        Ok(Some((change, old.len() > touched.len())))
+        Ok(Some((change, uncovered.len() > touched.len())))
     }
 
     async fn cuts(&self) -> Result<Cuts, StoreError> {
@@ -141,7 +138,7 @@ impl Hold {
             chunks.push((SpeedKey { view, shard, slot, epoch: epoch.id, part }, bytes));
         }
         let (mark_stamp, chunk_stamp) = stamps(epoch.opened_at, mark.number);
-        store.put(&chunks, Stamp { at: chunk_stamp, ttl }).await?;
+        self.place.put_chunks(&chunks, Stamp { at: chunk_stamp, ttl }).await?;
         store.put_mark(&self.log, self.place.partition, epoch.id, &mark, Stamp { at: mark_stamp, ttl }).await?;
         Ok(Touch::Done)
     }
@@ -170,7 +167,7 @@ impl Hold {
         let ttl = config.ttl_seconds();
         let watermark = archive.event_time.map(|(_, last)| last);
         let mark = Mark { end: epoch.end.unwrap_or(epoch.start), watermark, ..Mark::default() };
-        store.put(&chunks, Stamp { at: chunk_stamp, ttl }).await?;
+        self.place.put_chunks(&chunks, Stamp { at: chunk_stamp, ttl }).await?;
         store.put_mark(&self.log, self.place.partition, id, &mark, Stamp { at: mark_stamp, ttl }).await?;
         self.place.instruments.repaired();
         info!(place = %self.place, start = epoch.start, old = %epoch.id, new = %id, "epoch rebuilt from its archive file");
@@ -192,12 +189,6 @@ impl Hold {
             Resolved::Applied | Resolved::Repeat(_) => Ok(()),
         }
     }
-}
-
-/// Stamps of an epoch's last mark and of its consolidated chunks, as its writer derived them.
-fn stamps(opened_at: Micros, marks: u64) -> (Micros, Micros) {
-    let mark = opened_at + Micros::try_from(marks).unwrap_or(Micros::MAX / 2) * 2;
-    (mark, mark + 1)
 }
 
 fn fold_file(catalog: &Catalog, source: &str, revision: u64, file: Bytes) -> Result<Vec<Encoded>, FoldError> {

@@ -31,14 +31,12 @@ impl Hold {
         let chunks: Vec<_> = flush.keys.iter().cloned().zip(bytes).collect();
         let stamp = Stamp { at: flush.stamp, ttl: place.config.ttl_seconds() };
 
-        let append = async || self.dead_letters.append(log, &mut delta.dead).await;
-        until_done("append dead letters", &*place, append).await;
+        until_done!("append dead letters", &place, self.dead_letters.append(log, &mut delta.dead));
         if !chunks.is_empty() {
-            until_done("write chunks", &*place, async || store.put(&chunks, stamp).await).await;
+            until_done!("write chunks", &place, place.put_chunks(&chunks, stamp));
         }
-        let (id, epoch) = (&self.log, self.writer.epoch().id);
-        let put = async || store.put_mark(id, place.partition, epoch, &flush.mark, stamp).await;
-        until_done("write the mark", &*place, put).await;
+        let epoch = self.writer.epoch().id;
+        until_done!("write the mark", &place, store.put_mark(&self.log, place.partition, epoch, &flush.mark, stamp));
 
         self.writer.flushed(&flush);
         self.standing.dead_bytes = 0;

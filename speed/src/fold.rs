@@ -7,7 +7,7 @@
 //! - `counts.offsets()` is `position - start`: every offset is accounted for when it is passed.
 //! - Every record at or above the start is in the file; records below it only feed the dedup memory.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::{
     array::{Array, AsArray, BooleanArray},
@@ -101,13 +101,7 @@ impl EpochFold {
         Self::with_dedup(catalog, source, self.partition, epoch, self.dedup)
     }
 
-    fn with_dedup(
-        catalog: &Catalog,
-        source: &Arc<Source>,
-        partition: Partition,
-        epoch: &Epoch,
-        dedup: Dedup,
-    ) -> Self {
+    fn with_dedup(catalog: &Catalog, source: &Arc<Source>, partition: Partition, epoch: &Epoch, dedup: Dedup) -> Self {
         Self {
             partition,
             views: Views::new(catalog, &source.name, epoch.revision),
@@ -189,8 +183,7 @@ impl EpochFold {
     fn fold(&mut self, records: &[Record]) -> Result<(), FoldError> {
         let decoded = decode(&self.source, self.partition, records);
         let duplicates = self.judge(records, &decoded);
-        let rows =
-            archive::archive_batch(&self.source, self.partition, self.start, records, &decoded, &duplicates)?;
+        let rows = archive::archive_batch(&self.source, self.partition, self.start, records, &decoded, &duplicates)?;
         self.file.append(&rows)?;
         let events = self.count(records, &decoded, &duplicates)?;
         self.note_times(records, &events);
@@ -222,12 +215,7 @@ impl EpochFold {
     }
 
     /// Counts what became of each record, sets dead ones aside and gives the events to fold.
-    fn count(
-        &mut self,
-        records: &[Record],
-        decoded: &Decoded,
-        duplicates: &[bool],
-    ) -> Result<RecordBatch, FoldError> {
+    fn count(&mut self, records: &[Record], decoded: &Decoded, duplicates: &[bool]) -> Result<RecordBatch, FoldError> {
         let mut keep = Vec::with_capacity(records.len());
         for ((record, outcome), &duplicate) in records.iter().zip(&decoded.outcomes).zip(duplicates) {
             match outcome {
@@ -250,7 +238,8 @@ impl EpochFold {
     }
 
     fn note_times(&mut self, records: &[Record], events: &RecordBatch) {
-        let times = events.column_by_name("_time").and_then(|times| times.as_primitive_opt::<TimestampMicrosecondType>());
+        let times =
+            events.column_by_name("_time").and_then(|times| times.as_primitive_opt::<TimestampMicrosecondType>());
         if let Some((first, last)) = times.and_then(|times| min(times).zip(max(times))) {
             let known = self.event_time.unwrap_or((first, last));
             self.event_time = Some((known.0.min(first), known.1.max(last)));
@@ -295,11 +284,13 @@ impl EpochFold {
 }
 
 /// A fold that is worked on off the runtime's threads, so that no step of it holds up other partitions.
-pub(crate) struct Workbench(Option<EpochFold>);
+///
+/// The mutex is never locked: it only lets a task that holds the fold be shared between threads.
+pub(crate) struct Workbench(Mutex<Option<EpochFold>>);
 
 impl Workbench {
     pub(crate) fn new(fold: EpochFold) -> Self {
-        Self(Some(fold))
+        Self(Mutex::new(Some(fold)))
     }
 
     /// # Errors
@@ -310,21 +301,26 @@ impl Workbench {
         F: FnOnce(&mut EpochFold) -> Result<T, FoldError> + Send + 'static,
     {
         let broken = |why: &str| FoldError::Broken(why.to_owned());
-        let mut fold = self.0.take().ok_or_else(|| broken("an earlier step of it did not end"))?;
+        let mut fold = self.held().take().ok_or_else(|| broken("an earlier step of it did not end"))?;
         let step = move || {
             let done = work(&mut fold);
             (fold, done)
         };
         let (fold, done) = tokio::task::spawn_blocking(step).await.map_err(|error| broken(&error.to_string()))?;
         if done.is_ok() {
-            self.0 = Some(fold);
+            *self.held() = Some(fold);
         }
         done
     }
 
     /// Replaces the fold by that of the next epoch.
     pub(crate) fn next(&mut self, catalog: &Catalog, source: &Arc<Source>, epoch: &Epoch) {
-        self.0 = self.0.take().map(|fold| fold.next(catalog, source, epoch));
+        let held = self.held();
+        *held = held.take().map(|fold| fold.next(catalog, source, epoch));
+    }
+
+    fn held(&mut self) -> &mut Option<EpochFold> {
+        self.0.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -20,7 +20,11 @@ const TOUCHED: &str = "lamina_speed_touched_epochs_total";
 const REPAIRED: &str = "lamina_speed_repaired_epochs_total";
 
 pub(crate) fn describe() {
-    describe_counter!(RECORDS, Unit::Count, "Offsets passed, by what became of them (accepted, dead, duplicate, absent)");
+    describe_counter!(
+        RECORDS,
+        Unit::Count,
+        "Offsets passed, by what became of them (accepted, dead, duplicate, absent)"
+    );
     describe_histogram!(FLUSH, Unit::Seconds, "Time that a flush took: encoding, dead letters, chunks, mark");
     describe_histogram!(SEAL, Unit::Seconds, "Time that a successful seal took, from its flush to the ledger");
     describe_gauge!(POSITION, "Next offset that readers do not see yet, by source and partition");

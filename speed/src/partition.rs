@@ -12,8 +12,10 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use lamina_core::{
-    Change, Commit, Consistency, Ledger, LedgerError, LogId, Offset, Partition,
+    Change, Commit, Consistency, Ledger, LedgerError, LogId, Offset, Partition, SpeedChunks, SpeedKey, Stamp,
+    StoreError,
     log::LogError,
     writer::{Resolved, Writer},
 };
@@ -70,6 +72,10 @@ impl Place {
         let partition = (self.topic.clone(), self.partition);
         // Without a consumer the task is about to be dropped too.
         let _ = self.commands.send(Command { partition, task: self.task, order });
+    }
+
+    pub(crate) async fn put_chunks(&self, chunks: &[(SpeedKey, Bytes)], stamp: Stamp) -> Result<(), StoreError> {
+        SpeedChunks::put(&*self.deps.store, chunks, stamp).await
     }
 }
 
@@ -357,7 +363,7 @@ impl Hold {
         loop {
             match store.commit(&self.log, place.partition, &change).await {
                 Ok(Commit::Applied) => {
-                    if let Some(ledger) = self.ledger.apply(&change).filter(|_| change.expected == self.ledger.version) {
+                    if let Some(ledger) = self.ledger.apply(&change) {
                         self.ledger = ledger;
                         match sent {
                             Sent::Publish => self.writer.published(),
@@ -383,9 +389,9 @@ impl Hold {
 
     /// Reads the ledger as it is decided.
     pub(crate) async fn reload(&mut self) {
-        let (place, log) = (Arc::clone(&self.place), self.log.clone());
-        let load = async || place.deps.store.load(&log, place.partition, Consistency::Serial).await;
-        self.ledger = until_done("read the ledger", &*place, load).await;
+        let (place, store) = (&self.place, &self.place.deps.store);
+        let load = || store.load(&self.log, place.partition, Consistency::Serial);
+        self.ledger = until_done!("read the ledger", place, load());
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -4,6 +4,8 @@ use std::{fmt::Display, time::Duration};
 
 use tracing::warn;
 
+use crate::partition::Place;
+
 const FIRST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(10);
 
@@ -32,22 +34,37 @@ impl Backoff {
     }
 }
 
-/// Repeats `attempt` until it succeeds. Only for what may be repeated unchanged; whoever must not wait for ever drops
-/// the future.
-pub(crate) async fn until_done<T, E, F>(what: &str, place: &dyn Display, mut attempt: F) -> T
-where
-    E: Display,
-    F: AsyncFnMut() -> Result<T, E>,
-{
-    let mut backoff = Backoff::new();
-    loop {
-        match attempt().await {
-            Ok(done) => return done,
-            Err(error) => {
-                let pause = backoff.next();
-                warn!(%place, %error, retry_in_ms = pause.as_millis() as u64, "cannot {what} yet");
-                tokio::time::sleep(pause).await;
-            }
-        }
+/// Says what is being tried, and pauses between the attempts.
+pub(crate) struct Patience<'a> {
+    what: &'static str,
+    place: &'a Place,
+    backoff: Backoff,
+}
+
+impl<'a> Patience<'a> {
+    pub(crate) fn new(what: &'static str, place: &'a Place) -> Self {
+        Self { what, place, backoff: Backoff::new() }
+    }
+
+    pub(crate) async fn wait<E: Display>(&mut self, error: E) {
+        let pause = self.backoff.next();
+        warn!(place = %self.place, %error, retry_in_ms = pause.as_millis() as u64, "cannot {} yet", self.what);
+        tokio::time::sleep(pause).await;
     }
 }
+
+/// Repeats an attempt until it succeeds. Only for what may be repeated unchanged; whoever must not wait for ever drops
+/// the future. (A macro, as a future made by a closure that borrows cannot be shown to be `Send`.)
+macro_rules! until_done {
+    ($what:literal, $place:expr, $attempt:expr) => {{
+        let mut patience = $crate::retry::Patience::new($what, $place);
+        loop {
+            match $attempt.await {
+                Ok(done) => break done,
+                Err(error) => patience.wait(error).await,
+            }
+        }
+    }};
+}
+
+pub(crate) use until_done;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lamina_core::{
-    Archive, Epoch, EpochId, Micros, Offset, Stamp, StoreError, generation::load_view, log::LogError,
-    store::SpeedKey, writer::NextEpoch,
+    Archive, Epoch, EpochId, Micros, Offset, Stamp, StoreError, generation::load_view, log::LogError, store::SpeedKey,
+    writer::NextEpoch,
 };
 use lamina_metric::Catalog;
 use object_store::path::Path;
@@ -122,7 +122,7 @@ impl Hold {
     async fn make_durable(&mut self, draft: &Draft) -> Result<Offset, SealDelayed> {
         self.check_gap().await?;
         let Self { place, log, ledger, .. } = &*self;
-        place.deps.store.put(&draft.chunks, draft.stamp).await?;
+        place.put_chunks(&draft.chunks, draft.stamp).await?;
         archive_file::put(&*place.deps.archive, &draft.path, &draft.file).await?;
         let covered = self.covered_by_all().await?;
         let leaving: Vec<Epoch> = ledger.trimmable(covered).take(MAX_TRIM).cloned().collect();

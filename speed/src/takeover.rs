@@ -66,14 +66,12 @@ pub(crate) async fn take_over(place: &Arc<Place>) -> Result<Hold, Interrupt> {
 /// The ledger, then the open epoch's mark, then where the log begins and ends.
 async fn find(place: &Arc<Place>) -> Result<Found, Interrupt> {
     let (log, store) = (&place.deps.log, &place.deps.store);
-    let topic = until_done("find the topic", &**place, async || log.topic(&place.topic).await).await;
+    let topic = until_done!("find the topic", place, log.topic(&place.topic));
     let id = topic.log_id(&place.source);
-    let load = async || store.load(&id, place.partition, Consistency::Serial).await;
-    let ledger = until_done("read the ledger", &**place, load).await;
+    let ledger = until_done!("read the ledger", place, store.load(&id, place.partition, Consistency::Serial));
     ledger.check()?;
-    let read = async || open_mark(&**store, &id, place.partition, &ledger).await;
-    let mark = until_done("read the open epoch's mark", &**place, read).await;
-    let spans = until_done("read the log's span", &**place, async || log.spans(&place.topic).await).await;
+    let mark = until_done!("read the open epoch's mark", place, open_mark(&**store, &id, place.partition, &ledger));
+    let spans = until_done!("read the log's span", place, log.spans(&place.topic));
     let span = spans.get(&place.partition).copied();
     let span = span.ok_or_else(|| Interrupt::Again(format!("topic {} lacks the partition", place.topic)))?;
     Ok(Found { log: id, ledger, mark, span })
@@ -132,6 +130,7 @@ async fn rewind(place: &Arc<Place>, source: &Source, epoch: &Epoch) -> Offset {
         return epoch.start;
     }
     let at = epoch.dedup_clock.saturating_sub(source.dedup_window);
-    let find = async || place.deps.log.offset_at(&place.topic, place.partition, at).await;
-    until_done("find where the dedup window begins", &**place, find).await.min(epoch.start)
+    let log = &place.deps.log;
+    let from = until_done!("find the dedup window", place, log.offset_at(&place.topic, place.partition, at));
+    from.min(epoch.start)
 }

@@ -75,8 +75,11 @@ impl Views {
                 fold.fold(&prepared).map_err(|cause| FoldError::Fold { view: view.clone(), cause })?;
             }
             let rejected = std::mem::take(&mut prepared.rejected).into_iter();
-            all_rejected
-                .extend(rejected.map(|(offset, reason)| Rejected { metric: metric.name.clone(), offset, reason }));
+            all_rejected.extend(rejected.map(|(offset, reason)| Rejected {
+                metric: metric.name.clone(),
+                offset,
+                reason,
+            }));
         }
         Ok(all_rejected)
     }

@@ -12,7 +12,7 @@ use super::{
 
 /// Query a metric.
 #[derive(clap::Args)]
-pub struct Query {
+pub(super) struct Query {
     metric: String,
     /// RFC 3339 or epoch milliseconds
     #[arg(long)]
@@ -55,7 +55,7 @@ pub struct Query {
 
 /// How fresh metrics are.
 #[derive(clap::Args)]
-pub struct Freshness {
+pub(super) struct Freshness {
     metric: Option<String>,
     #[arg(long, value_enum, default_value = "table")]
     output: Output,
@@ -65,7 +65,7 @@ pub struct Freshness {
 
 /// Recompute from the archive.
 #[derive(clap::Args)]
-pub struct Recompute {
+pub(super) struct Recompute {
     /// Metrics; none = all
     metrics: Vec<String>,
     #[arg(long)]
@@ -86,7 +86,7 @@ pub struct Recompute {
 
 /// List jobs, or show or cancel one.
 #[derive(clap::Args)]
-pub struct Jobs {
+pub(super) struct Jobs {
     id: Option<String>,
     /// queued, running, succeeded, failed or cancelled
     #[arg(long)]
@@ -104,7 +104,7 @@ pub struct Jobs {
 
 /// Recompute from the archive and compare; nothing is changed. Exits 1 on a difference.
 #[derive(clap::Args)]
-pub struct Audit {
+pub(super) struct Audit {
     /// Metrics; none = all
     metrics: Vec<String>,
     #[arg(long)]
@@ -116,7 +116,7 @@ pub struct Audit {
 }
 
 impl Query {
-    pub async fn run(self) -> Done {
+    pub(super) async fn run(self) -> Done {
         let given = [
             ("from", Some(self.from)),
             ("to", Some(self.to)),
@@ -143,7 +143,7 @@ impl Query {
 }
 
 impl Freshness {
-    pub async fn run(self) -> Done {
+    pub(super) async fn run(self) -> Done {
         let path = ["v1", "freshness"].into_iter().chain(self.metric.as_deref());
         let answer = send(self.server.request(Method::GET, &path.collect::<Vec<_>>())?).await?;
         output::print(self.output, &answer, |answer| {
@@ -161,7 +161,7 @@ impl Freshness {
 }
 
 impl Recompute {
-    pub async fn run(self) -> Done {
+    pub(super) async fn run(self) -> Done {
         let body = recompute_body(&self.metrics, self.from.as_ref(), self.to.as_ref(), self.dry_run, self.reason.as_ref());
         let job = start_recompute(&self.server, &body).await?;
         println!("{job}");
@@ -185,7 +185,7 @@ impl Recompute {
 }
 
 impl Jobs {
-    pub async fn run(self) -> Done {
+    pub(super) async fn run(self) -> Done {
         let Some(id) = &self.id else { return self.list().await };
         let mut path = vec!["v1", "jobs", id];
         let mut method = Method::GET;
@@ -208,7 +208,7 @@ impl Jobs {
 }
 
 impl Audit {
-    pub async fn run(self) -> Done {
+    pub(super) async fn run(self) -> Done {
         let reason = "audit".to_owned();
         let body = recompute_body(&self.metrics, self.from.as_ref(), self.to.as_ref(), true, Some(&reason));
         let job = start_recompute(&self.server, &body).await?;

@@ -18,14 +18,14 @@ const SAMPLE: u64 = 4 << 20;
 
 /// Check a configuration and definitions. Exits 0 if all is well, 1 if something is wrong, 2 if it cannot be read.
 #[derive(clap::Args)]
-pub struct Validate {
+pub(super) struct Validate {
     /// Definition files or folders, or lamina.toml; left out, ./lamina.toml if there is one, else ./metrics
     paths: Vec<PathBuf>,
 }
 
 /// Propose a source definition from a sample of events.
 #[derive(clap::Args)]
-pub struct Infer {
+pub(super) struct Infer {
     /// A file of events, plain or gzip
     file: PathBuf,
     /// Name of the source; left out, the file's
@@ -34,7 +34,7 @@ pub struct Infer {
 }
 
 impl Validate {
-    pub fn run(self) -> Done {
+    pub(super) fn run(self) -> Done {
         let (configurations, mut paths): (Vec<_>, Vec<_>) = self.chosen()?.into_iter().partition(|path| path.ends_with("lamina.toml"));
         let mut wrong = 0;
         for path in &configurations {
@@ -92,7 +92,7 @@ fn show(diagnostic: &Diagnostic) {
 }
 
 impl Infer {
-    pub fn run(self) -> Done {
+    pub(super) fn run(self) -> Done {
         let sample = read_sample(&self.file).map_err(|error| Failure::usage(format!("{}: {error}", self.file.display())))?;
         let stem = self.file.file_name().and_then(|name| name.to_str()).and_then(|name| name.split('.').next());
         let name = self.name.as_deref().or(stem).unwrap_or("events");

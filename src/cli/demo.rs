@@ -21,7 +21,7 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// Run everything embedded on simulated server metrics.
 #[derive(clap::Args)]
-pub struct Demo {
+pub(super) struct Demo {
     /// Where to listen
     #[arg(long, default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
@@ -37,7 +37,7 @@ pub struct Demo {
 }
 
 impl Demo {
-    pub async fn run(self) -> Done {
+    pub(super) async fn run(self) -> Done {
         telemetry::init_logs("warn");
         let temporary = tempfile::tempdir().map_err(|error| Failure::failed(format!("no temporary folder: {error}")))?;
         let data = self.data.clone().unwrap_or_else(|| temporary.path().to_owned());
@@ -47,7 +47,7 @@ impl Demo {
         }
         config.listen = self.listen;
         config.speed.epoch = Duration::from_secs(5);
-        config.batch.schedule = "*/15 * * * * *".parse().map_err(Failure::failed::<lamina_batch::BatchError>)?;
+        config.batch.schedule = "*/15 * * * * *".parse().map_err(|error: lamina_batch::BatchError| Failure::failed(error))?;
         let built_in = vec![(DEFINITIONS.0.to_owned(), DEFINITIONS.1.to_owned())];
         let node = Node::open(&config, built_in).await.map_err(|error| Failure::from_error(2, &error))?;
         stop_on_signals(node.stop());

@@ -21,7 +21,7 @@ const SHOWN: usize = 10;
 
 /// Send a file of events. The last line on stdout is the position token of the last request.
 #[derive(clap::Args)]
-pub struct Ingest {
+pub(super) struct Ingest {
     /// Source to send to
     #[arg(long)]
     source: String,
@@ -32,7 +32,7 @@ pub struct Ingest {
 }
 
 impl Ingest {
-    pub async fn run(self) -> Done {
+    pub(super) async fn run(self) -> Done {
         let definition = send(self.server.request(Method::GET, &["v1", "sources", &self.source])?).await?;
         let definition = &definition["definition"];
         let header = definition["format"] == "csv" && definition["header"].as_bool().unwrap_or(true);

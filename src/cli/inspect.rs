@@ -12,7 +12,7 @@ use crate::run::Node;
 
 /// Decode what is stored. An embedded store is opened by one process only: stop the server first.
 #[derive(clap::Args)]
-pub struct Inspect {
+pub(super) struct Inspect {
     #[command(subcommand)]
     what: What,
     #[command(flatten)]
@@ -32,7 +32,7 @@ enum What {
 }
 
 impl Inspect {
-    pub async fn run(self) -> Done {
+    pub(super) async fn run(self) -> Done {
         let config = load(&self.config)?;
         let node = Node::open(&config, Vec::new()).await.map_err(|error| Failure::from_error(2, &error))?;
         let catalog = node.definitions.watch().borrow().clone();
@@ -216,10 +216,19 @@ fn print_state(
     let named = names(metric, view).into_iter().zip(values.iter().map(|value| json!(format!("{value:?}"))));
     line["dimensions"] = named.collect::<Map<_, _>>().into();
     line["bucket"] = json!(format_time(bucket));
-    for ask in Ask::all(metric) {
+    for ask in asks(metric) {
         let answer = states.answer(row, &ask).map_or_else(|error| json!(error.to_string()), |answer| answer.to_json(Numbers::Number));
         line[ask.name()] = answer;
     }
     println!("{line}");
     Ok(())
+}
+
+/// Everything that a metric keeps.
+fn asks(metric: &Metric) -> Vec<Ask> {
+    let texts = metric.definition.aggregates.iter().flat_map(|text| match text.as_str() {
+        "quantiles" => vec!["p50", "p95", "p99"],
+        other => vec![other],
+    });
+    texts.filter_map(|text| Ask::parse(text, metric).ok()).collect()
 }

@@ -52,9 +52,9 @@ enum Command {
 
 /// Why a command did not succeed, with its exit code.
 #[derive(Debug)]
-pub struct Failure {
-    pub code: u8,
-    pub message: String,
+pub(crate) struct Failure {
+    code: u8,
+    message: String,
 }
 
 impl Failure {
@@ -112,7 +112,7 @@ fn block_on(command: impl Future<Output = Done>) -> Done {
 
 /// The server that client commands talk to.
 #[derive(clap::Args, Clone)]
-pub struct Server {
+pub(crate) struct Server {
     /// Where lamina listens
     #[arg(long, env = "LAMINA_SERVER", default_value = "http://127.0.0.1:8080", value_name = "URL")]
     server: String,
@@ -120,7 +120,7 @@ pub struct Server {
 
 /// The configuration that server commands use.
 #[derive(clap::Args, Clone)]
-pub struct ConfigFile {
+pub(crate) struct ConfigFile {
     /// Configuration file
     #[arg(long, env = "LAMINA_CONFIG", default_value = "lamina.toml", value_name = "FILE")]
     config: PathBuf,

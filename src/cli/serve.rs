@@ -16,7 +16,7 @@ use crate::{
 
 /// Run the roles of a configuration until SIGTERM or Ctrl-C; then drain and seal.
 #[derive(clap::Args)]
-pub struct Serve {
+pub(super) struct Serve {
     #[command(flatten)]
     config: ConfigFile,
     /// Which roles to run
@@ -34,13 +34,13 @@ enum Role {
 
 /// Create the keyspace and its tables where they are missing.
 #[derive(clap::Args)]
-pub struct Migrate {
+pub(super) struct Migrate {
     #[command(flatten)]
     config: ConfigFile,
 }
 
 impl Serve {
-    pub async fn run(self) -> Done {
+    pub(super) async fn run(self) -> Done {
         telemetry::init_logs("info");
         let config = load(&self.config)?;
         let has = |role| self.role.contains(&Role::All) || self.role.contains(&role);
@@ -55,7 +55,7 @@ impl Serve {
 }
 
 impl Migrate {
-    pub async fn run(self) -> Done {
+    pub(super) async fn run(self) -> Done {
         telemetry::init_logs("info");
         let config = load(&self.config)?;
         let StoreConfig::Cassandra(raw) = &config.store else {

@@ -12,6 +12,11 @@ use lamina_core::{
     LogId, Micros, Part, SpeedChunks, SpeedKey, Stamp, StoreError, ViewId, clock::SystemClock, conformance,
 };
 use scylla::client::{session::Session, session_builder::SessionBuilder};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
 use uuid::Uuid;
 
 fn node() -> String {
@@ -38,17 +43,22 @@ async fn session() -> Session {
 }
 
 /// Runs a test on a keyspace of its own, and drops that even if the test fails.
-fn on_fresh_keyspace<F: Future<Output = ()> + Send + 'static>(test: impl FnOnce(CassandraStore, CassandraConfig) -> F) {
+fn on_fresh_keyspace<F: Future<Output = ()> + Send + 'static>(
+    test: impl FnOnce(CassandraStore, CassandraConfig) -> F + Send + 'static,
+) {
     if skipped() {
         return;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let config = config();
-        migrate(&config).await.unwrap();
-        let store = CassandraStore::connect(config.clone()).await.unwrap();
-        let drop_keyspace = format!("DROP KEYSPACE {}", config.keyspace);
-        let ended = tokio::spawn(test(store, config)).await;
+        let drop_keyspace = format!("DROP KEYSPACE IF EXISTS {}", config.keyspace);
+        let ended = tokio::spawn(async move {
+            migrate(&config).await.unwrap();
+            let store = CassandraStore::connect(config.clone()).await.unwrap();
+            test(store, config).await;
+        });
+        let ended = ended.await;
         session().await.query_unpaged(drop_keyspace, ()).await.unwrap();
         if let Err(failure) = ended {
             std::panic::resume_unwind(failure.into_panic());
@@ -73,7 +83,7 @@ fn cassandra_is_a_view_store() {
 #[test]
 fn migrating_again_changes_nothing_and_a_missing_schema_is_named() {
     on_fresh_keyspace(|store, config| async move {
-        assert_eq!(store.put("kind", "key", 0, Bytes::from_static(b"v")).await.unwrap(), Commit::Applied);
+        assert_eq!(Documents::put(&store, "kind", "key", 0, Bytes::from_static(b"v")).await.unwrap(), Commit::Applied);
         migrate(&config).await.unwrap();
         assert!(store.get("kind", "key").await.unwrap().is_some());
         let drop_table = format!("DROP TABLE {}.documents", config.keyspace);
@@ -168,6 +178,87 @@ fn a_ledger_without_epochs_keeps_its_version() {
         for consistency in [Consistency::Quorum, Consistency::Serial] {
             let ledger = store.load(&log, 0, consistency).await.unwrap();
             assert_eq!((ledger.version, ledger.epochs.len()), (2, 0), "at {consistency:?}");
+        }
+    });
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Line {
+    Whole,
+    /// Requests arrive, answers do not.
+    Mute,
+    Cut,
+}
+
+/// Stands between a store and the node; the line can be disturbed.
+async fn proxy() -> (String, watch::Sender<Line>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (sender, line) = watch::channel(Line::Whole);
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            if *line.borrow() != Line::Cut {
+                tokio::spawn(forward(client, line.clone()));
+            }
+        }
+    });
+    (address, sender)
+}
+
+async fn forward(client: TcpStream, mut line: watch::Receiver<Line>) {
+    let (mut requests, mut to_client) = client.into_split();
+    let (mut answers, mut to_node) = TcpStream::connect(node()).await.unwrap().into_split();
+    let mut mute = line.clone();
+    let down = async {
+        let mut buffer = vec![0; 65_536];
+        while let Ok(length @ 1..) = answers.read(&mut buffer).await {
+            if mute.wait_for(|line| *line != Line::Mute).await.is_err()
+                || to_client.write_all(&buffer[..length]).await.is_err()
+            {
+                break;
+            }
+        }
+    };
+    tokio::select! {
+        _ = tokio::io::copy(&mut requests, &mut to_node) => {}
+        () = down => {}
+        _ = line.wait_for(|line| *line == Line::Cut) => {}
+    }
+}
+
+#[test]
+fn a_lost_answer_is_unknown_and_an_outage_passes_by_itself() {
+    on_fresh_keyspace(|_, config| async move {
+        let (address, line) = proxy().await;
+        let config =
+            CassandraConfig { contact_points: vec![address], request_timeout: Duration::from_secs(2), ..config };
+        let store = CassandraStore::new(config);
+        let log = LogId::new("source", "topic");
+        let change = |expected| Change { expected, put: vec![epoch(expected, now())], remove: Vec::new() };
+        assert_eq!(store.commit(&log, 0, &change(0)).await.unwrap(), Commit::Applied);
+
+        line.send(Line::Mute).unwrap();
+        let (ledger, document) = tokio::join!(
+            async { store.commit(&log, 0, &change(1)).await },
+            Documents::put(&store, "kind", "key", 0, Bytes::from_static(b"value")),
+        );
+        assert!(matches!(ledger, Err(StoreError::Unknown(_))), "{ledger:?}");
+        assert!(matches!(document, Err(StoreError::Unknown(_))), "{document:?}");
+        line.send(Line::Whole).unwrap();
+        assert_eq!(store.load(&log, 0, Consistency::Serial).await.unwrap().version, 2, "it was applied after all");
+        assert_eq!(store.get("kind", "key").await.unwrap().map(|document| document.version), Some(1));
+
+        line.send(Line::Cut).unwrap();
+        let down = Instant::now();
+        let read = store.load(&log, 0, Consistency::Quorum).await;
+        assert!(matches!(read, Err(StoreError::Unavailable(_))), "{read:?}");
+        let write = store.commit(&log, 0, &change(2)).await;
+        assert!(matches!(write, Err(StoreError::Unavailable(_) | StoreError::Unknown(_))), "{write:?}");
+        assert!(down.elapsed() < Duration::from_secs(10), "an outage is told soon, not after {:?}", down.elapsed());
+        line.send(Line::Whole).unwrap();
+        while store.load(&log, 0, Consistency::Serial).await.is_err() {
+            assert!(down.elapsed() < Duration::from_secs(60), "the store does not come back");
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     });
 }

@@ -34,7 +34,7 @@ fn skipped() -> bool {
 }
 
 fn connect(brokers: String) -> KafkaLog {
-    KafkaLog::connect(KafkaConfig { brokers, replication_factor: 1, options: BTreeMap::new() }).unwrap()
+    KafkaLog::connect(KafkaConfig { brokers, replication_factor: 1, options: BTreeMap::new() }).expect("settings")
 }
 
 /// Runs a test with a log and a name that nobody used before.
@@ -42,7 +42,8 @@ fn with_log<F: Future<Output = ()>>(test: impl FnOnce(KafkaLog, String) -> F) {
     if skipped() {
         return;
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let log = connect(broker());
         log.ping().await.expect("a Kafka broker; `make up` starts one");
@@ -51,7 +52,7 @@ fn with_log<F: Future<Output = ()>>(test: impl FnOnce(KafkaLog, String) -> F) {
 }
 
 fn admin() -> AdminClient<DefaultClientContext> {
-    ClientConfig::new().set("bootstrap.servers", broker()).create().unwrap()
+    ClientConfig::new().set("bootstrap.servers", broker()).create().expect("an admin client")
 }
 
 fn options() -> AdminOptions {
@@ -125,17 +126,17 @@ fn a_compacted_topic_is_refused() {
 fn transact(topic: &str) {
     let mut config = ClientConfig::new();
     let producer: BaseProducer =
-        config.set("bootstrap.servers", broker()).set("transactional.id", topic).create().unwrap();
-    producer.init_transactions(DEADLINE).unwrap();
+        config.set("bootstrap.servers", broker()).set("transactional.id", topic).create().expect("a producer");
+    producer.init_transactions(DEADLINE).expect("init");
     for round in 0..4 {
-        producer.begin_transaction().unwrap();
+        producer.begin_transaction().expect("begin");
         for _ in 0..5 {
-            producer.send(BaseRecord::<str, str>::to(topic).payload("x")).unwrap();
+            producer.send(BaseRecord::<str, str>::to(topic).payload("x")).expect("send");
         }
-        producer.flush(DEADLINE).unwrap();
+        producer.flush(DEADLINE).expect("flush");
         let end =
             if round % 2 == 0 { producer.commit_transaction(DEADLINE) } else { producer.abort_transaction(DEADLINE) };
-        end.unwrap();
+        end.expect("end");
     }
 }
 

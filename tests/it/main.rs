@@ -3,4 +3,8 @@
 mod arrows;
 mod backends;
 mod cassandra;
+mod datasets;
+mod embedded;
 mod kafka;
+mod process;
+mod truth;

@@ -27,7 +27,7 @@ pub(crate) enum Cell<'a> {
 
 /// What a raw text is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// A JSON value as it stands in the record.
     Json,
     /// A CSV field: an empty one is null.
@@ -38,7 +38,7 @@ pub(super) enum Kind {
 
 /// # Errors
 /// Why the value does not fit its type.
-pub(super) fn convert<'a>(
+pub(crate) fn convert<'a>(
     raw: Option<Cow<'a, str>>,
     kind: Kind,
     wanted: FieldType,
@@ -146,7 +146,7 @@ fn float(text: &str) -> Result<f64, String> {
         return Err(format!("{} is not a number that float64 holds", shorten(text)));
     }
     // A fraction is rounded as everybody expects of floats; a whole number is meant exactly.
-    if number.abs() > WHOLE && !text.contains(['.', 'e', 'E']) {
+    if number.abs() >= WHOLE && !text.contains(['.', 'e', 'E']) {
         #[expect(clippy::cast_possible_truncation, reason = "beyond i128 the comparison fails, as it should")]
         let back = number as i128;
         if exact(text, 0) != Ok(back) {

@@ -59,7 +59,7 @@ impl Paths {
         let mut json = serde_json::Deserializer::from_slice(record);
         json.deserialize_map(Inside { node: &self.root, found: &mut *found })
             .and_then(|()| json.end())
-            .map_err(|error| format!("is not a JSON object: {error}"))
+            .map_err(|error| format!("does not fit as JSON: {error}"))
     }
 }
 
@@ -118,7 +118,7 @@ impl<'a> Visitor<'a> for Inside<'_, '_, 'a> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
+        f.write_str("an object or array")
     }
 
     fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
@@ -149,14 +149,6 @@ impl<'a> Visitor<'a> for Inside<'_, '_, 'a> {
 
     fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
         Ok(())
-    }
-
-    fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<(), E> {
-        Err(E::custom(format!("found {value} where an object or array is declared")))
-    }
-
-    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<(), E> {
-        Err(E::custom(format!("found the text {value:?} where an object or array is declared")))
     }
 }
 

@@ -15,15 +15,13 @@ mod json;
 mod number;
 mod split;
 
-use arrow::{array::ArrayRef, datatypes::DataType, record_batch::RecordBatch};
+use arrow::{datatypes::DataType, record_batch::RecordBatch};
 use bytes::Bytes;
 use chrono_tz::Tz;
 
-use cell::Kind;
-pub(crate) use cell::{Cell, unit_micros};
+pub(crate) use cell::{Cell, Kind, convert, unit_micros};
 pub(crate) use columns::Columns;
 pub(crate) use json::PathError;
-pub(crate) use number::exact;
 pub(crate) use split::payloads;
 
 use crate::definition::{FieldType, Format, SourceDefinition, TimeUnit};
@@ -120,7 +118,7 @@ impl Decoder {
             }
         };
         for ((name, wanted), raw) in self.fields.iter().zip(scratch.raw.drain(..)) {
-            let cell = cell::convert(raw, kind, *wanted, self.zone, self.unit);
+            let cell = convert(raw, kind, *wanted, self.zone, self.unit);
             scratch.cells.push(cell.map_err(|why| format!("field {name}: {why}"))?);
         }
         Ok(())
@@ -143,6 +141,3 @@ pub(crate) fn delimiter(definition: &SourceDefinition) -> u8 {
 pub(crate) fn arrow_type(kind: FieldType) -> DataType {
     columns::arrow_type(kind)
 }
-
-/// Finished columns.
-pub(crate) type Arrays = Vec<ArrayRef>;

@@ -44,7 +44,7 @@ pub(crate) fn exact(text: &str, scale: i8) -> Result<i128, Inexact> {
     }
     let places = i64::try_from(fraction.len()).map_err(|_| Inexact::Size)?;
     let power = i64::from(zeros) + exponent - places + i64::from(scale);
-    let power = u32::try_from(power).map_err(|_| Inexact::Fraction)?;
+    let power = u32::try_from(power).map_err(|_| if power < 0 { Inexact::Fraction } else { Inexact::Size })?;
     let value = shift(digits, power)?;
     Ok(if negative { -value } else { value })
 }

@@ -58,7 +58,7 @@ fn delimited(definition: &SourceDefinition, body: &[u8]) -> Result<Vec<Result<Ve
             .collect();
         width = header.len();
         if from.iter().all(Option::is_none) {
-            let given = String::from_utf8_lossy(header.as_slice()).into_owned();
+            let given = header.iter().map(String::from_utf8_lossy).collect::<Vec<_>>().join(", ");
             return Err(format!("the header names none of the columns {}; it begins {given:.60}", columns.join(", ")));
         }
     }

@@ -107,6 +107,10 @@ impl Column {
         }
     }
 
+    pub(crate) fn drop_first(&mut self, n: usize) {
+        with_cells!(self, cells => drop(cells.drain(..n)));
+    }
+
     pub(crate) fn append(&mut self, other: &Self) {
         with_both!(self, other, cells, more => cells.extend_from_slice(more));
     }

@@ -221,6 +221,12 @@ impl States {
         }
     }
 
+    /// Removes the first `n` rows.
+    pub(crate) fn drop_first(&mut self, n: usize) {
+        self.counts.drain(..n);
+        self.columns.iter_mut().for_each(|column| column.drop_first(n));
+    }
+
     /// Adds the other's rows after its own.
     ///
     /// # Errors

@@ -67,12 +67,12 @@ impl Top {
         let mut sorted: Vec<_> = self.counters.iter().collect();
         sorted.sort_unstable_by(|a, b| b.1.cmp(a.1).then_with(|| a.0.cmp(b.0)));
         sorted.truncate(limit as usize);
-        let item = |(value, &count): (&Box<str>, &u64)| TopItem {
+        let items = sorted.into_iter().map(|(value, &count)| TopItem {
             value: value.to_string(),
             count: count.saturating_add(self.error),
             error: self.error,
-        };
-        sorted.into_iter().map(item).collect()
+        });
+        items.collect()
     }
 }
 

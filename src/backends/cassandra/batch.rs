@@ -7,7 +7,13 @@ use bytes::Bytes;
 use lamina_core::{
     BatchChunks, BatchKey, BatchRow, Clock, Micros, Shard, StoreError, ViewId, clock::SystemClock, store::period,
 };
-use scylla::statement::prepared::PreparedStatement;
+use scylla::{
+    statement::{
+        batch::{Batch, BatchType},
+        prepared::PreparedStatement,
+    },
+    value::CqlValue::{self, BigInt, Blob, Int, Text},
+};
 
 use super::{
     CassandraStore,
@@ -19,6 +25,10 @@ use super::{
 const PERIODS_PER_SPAN: i64 = 4;
 /// Up to so many spans are read without asking which ones exist.
 const FEW: i64 = 64;
+/// Rows of one partition share a request up to this size.
+const REQUEST_BYTES: usize = 48 << 10;
+/// Bytes of a row besides its chunk and series, about.
+const ROW_OVERHEAD: usize = 200;
 const SECOND: Micros = 1_000_000;
 /// Cassandra's longest TTL, 20 years; what lives longer has none.
 const MAX_TTL: i64 = 630_720_000;
@@ -33,10 +43,10 @@ pub(super) struct BatchStatements {
 
 impl BatchStatements {
     pub(super) async fn prepare(connection: &Connection) -> Result<Self, StoreError> {
-        let place = "view = ? AND width = ? AND base = ? AND shard = ?";
+        let place = "view_id = ? AND width = ? AND base = ? AND shard = ?";
         let put = "UPDATE {}.batch_chunks USING TIMESTAMP ? AND TTL ? SET chunk = ? WHERE";
         let put_span =
-            "INSERT INTO {}.batch_spans (view, width, base, shard, span) VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?";
+            "INSERT INTO {}.batch_spans (view_id, width, base, shard, span) VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?";
         let spans = "SELECT span FROM {}.batch_spans WHERE";
         let read = "SELECT series, period, chunk FROM {}.batch_chunks WHERE";
         let slice = "series = ? AND period >= ? AND period < ?";
@@ -78,6 +88,37 @@ fn ttl(expires_at: Option<Micros>, now: Micros) -> i32 {
     if seconds > MAX_TTL { 0 } else { i32::try_from(seconds).unwrap_or(0) }
 }
 
+/// Rows in groups of one request each: of one Cassandra partition, so that one node writes them at once.
+fn together(rows: &[BatchRow]) -> Vec<Vec<&BatchRow>> {
+    let mut sorted: Vec<_> = rows.iter().map(|row| (&row.key.view, Span::of(&row.key), row)).collect();
+    sorted.sort_by_key(|&(view, span, _)| (view, span));
+    let (mut groups, mut bytes): (Vec<Vec<&BatchRow>>, usize) = (Vec::new(), 0);
+    let mut last = None;
+    for (view, span, row) in sorted {
+        bytes += row.body.len() + row.key.series.len() + ROW_OVERHEAD;
+        match groups.last_mut() {
+            Some(group) if last == Some((view, span)) && bytes <= REQUEST_BYTES => group.push(row),
+            _ => {
+                bytes = row.body.len() + row.key.series.len() + ROW_OVERHEAD;
+                groups.push(vec![row]);
+            }
+        }
+        last = Some((view, span));
+    }
+    groups
+}
+
+/// Values of the statement that puts a chunk.
+fn values(row: &BatchRow, cell: Vec<u8>, now: Micros) -> Vec<CqlValue> {
+    let Span { width, base, shard, number } = Span::of(&row.key);
+    let BatchKey { view, series, period, .. } = &row.key;
+    let place = [width, base, shard, number].map(BigInt);
+    let mut values = vec![BigInt(row.stamp), Int(ttl(row.expires_at, now)), Blob(cell), Text(view.as_str().to_owned())];
+    values.extend(place);
+    values.extend([Blob(series.to_vec()), BigInt(*period)]);
+    values
+}
+
 /// What the chunks of one scan have in common.
 #[derive(Clone, Copy)]
 struct Place<'a> {
@@ -99,17 +140,17 @@ impl BatchChunks for CassandraStore {
         };
         all(spans.into_iter().map(note)).await?;
         let (mut heads, now) = (Heads::default(), SystemClock.now());
-        let write = |row: &BatchRow| {
-            let cell = heads.pack(row);
-            let (key, stamp, ttl) = (row.key.clone(), row.stamp, ttl(row.expires_at, now));
+        let write = |rows: Vec<&BatchRow>| {
+            let packed = rows.into_iter().map(|row| Ok(values(row, heads.pack(row)?, now)));
+            let values: Result<Vec<_>, StoreError> = packed.collect();
             async move {
-                let Span { width, base, shard, number } = Span::of(&key);
-                let BatchKey { view, series, period, .. } = key;
-                let row = (stamp, ttl, cell?, view.as_str(), width, base, shard, number, series, period);
-                open.connection.upsert(&open.batch.put, row).await
+                let values = values?;
+                let mut batch = Batch::new(BatchType::Unlogged);
+                values.iter().for_each(|_| batch.append_statement(open.batch.put.clone()));
+                open.connection.upsert_together(batch, values).await
             }
         };
-        all(rows.iter().map(write)).await
+        all(together(rows).into_iter().map(write)).await
     }
 
     async fn scan(
@@ -207,6 +248,25 @@ mod tests {
         assert_eq!(ttl(Some(now), now), 1);
         assert_eq!(ttl(Some(i64::MIN), now), 1);
         assert_eq!(ttl(Some(i64::MAX), now), 0);
+    }
+
+    #[test]
+    fn rows_that_share_a_request_share_a_partition_and_stay_small() {
+        let row = |shard, period, bytes: usize| BatchRow {
+            key: BatchKey { view: ViewId::new("m", 1, 0), width: SECOND, base: 0, shard, period, series: Bytes::new() },
+            generation: 1,
+            stamp: 1,
+            cut: lamina_core::Cut::default(),
+            body: vec![0; bytes].into(),
+            expires_at: None,
+        };
+        let length = period(SECOND) * PERIODS_PER_SPAN;
+        let rows = [row(0, 0, 1000), row(1, 0, 1000), row(0, 1, 47_000), row(0, 2, 90_000), row(0, length, 1)];
+        let groups: Vec<Vec<_>> = together(&rows)
+            .into_iter()
+            .map(|group| group.iter().map(|row| (row.key.shard, row.key.period)).collect())
+            .collect();
+        assert_eq!(groups, [vec![(0, 0), (0, 1)], vec![(0, 2)], vec![(0, length)], vec![(1, 0)]]);
     }
 
     #[test]

@@ -111,29 +111,35 @@ impl Opened {
 /// Readings at SERIAL disturb writers and each other, so only those that settle a doubt are. Whoever reads without having
 /// written may see the value from before: its compare-and-set would find out.
 #[derive(Default)]
-struct Doubts(Mutex<(u64, HashMap<(String, String), u64>)>);
+struct Doubts(Mutex<DoubtList>);
+
+#[derive(Default)]
+struct DoubtList {
+    last: u64,
+    by_document: HashMap<(String, String), u64>,
+}
 
 impl Doubts {
-    fn lock(&self) -> MutexGuard<'_, (u64, HashMap<(String, String), u64>)> {
+    fn lock(&self) -> MutexGuard<'_, DoubtList> {
         // Nothing panics while it is held, so it is whole in any case.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn of(&self, kind: &str, key: &str) -> Option<u64> {
-        let doubts = &self.lock().1;
+        let doubts = &self.lock().by_document;
         if doubts.is_empty() { None } else { doubts.get(&(kind.to_owned(), key.to_owned())).copied() }
     }
 
     fn raise(&self, kind: &str, key: &str) {
-        let (last, doubts) = &mut *self.lock();
+        let DoubtList { last, by_document } = &mut *self.lock();
         *last += 1;
-        doubts.insert((kind.to_owned(), key.to_owned()), *last);
+        by_document.insert((kind.to_owned(), key.to_owned()), *last);
     }
 
     /// Ends a doubt, unless another was raised meanwhile.
     fn settle(&self, kind: &str, key: &str, doubt: u64) {
         let place = (kind.to_owned(), key.to_owned());
-        let doubts = &mut self.lock().1;
+        let doubts = &mut self.lock().by_document;
         if doubts.get(&place) == Some(&doubt) {
             doubts.remove(&place);
         }

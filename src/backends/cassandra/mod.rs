@@ -32,7 +32,7 @@ use self::{
 pub use self::{config::CassandraConfig, schema::migrate};
 
 /// How many statements of one call are under way at a time.
-const CONCURRENCY: usize = 64;
+const CONCURRENCY: usize = 128;
 
 /// After a failed attempt to connect, calls fail at once for so long, so that they do not queue up behind attempts.
 const PAUSE: Duration = Duration::from_secs(1);

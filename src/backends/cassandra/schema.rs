@@ -39,10 +39,12 @@ fn replication(config: &CassandraConfig) -> String {
     format!("{{'class': 'NetworkTopologyStrategy', '{}': {}}}", config.local_dc, config.replication_factor)
 }
 
-/// The statements of a CQL text whose comments are whole lines.
+/// The statements of a CQL text in which comments are whole lines and only a statement's end ends a line with a semicolon.
 fn statements(text: &str) -> Vec<String> {
     let code: Vec<_> = text.lines().filter(|line| !line.trim_start().starts_with("--")).collect();
-    code.join("\n").split(';').map(str::trim).filter(|statement| !statement.is_empty()).map(str::to_owned).collect()
+    let statements = code.join("\n");
+    let statements = statements.split(";\n").map(|statement| statement.trim().trim_end_matches(';'));
+    statements.filter(|statement| !statement.is_empty()).map(str::to_owned).collect()
 }
 
 /// Columns and their types, by table.

@@ -210,7 +210,7 @@ pub(super) async fn gather<F, T>(reads: impl Iterator<Item = F>) -> Result<Vec<T
 where
     F: Future<Output = Result<Vec<T>, StoreError>>,
 {
-    stream::iter(reads).buffered(CONCURRENCY / 4).try_concat().await
+    stream::iter(reads).buffered(CONCURRENCY / 8).try_concat().await
 }
 
 /// The first column of a conditional statement's answer is `[applied]`; what follows depends on the outcome.

@@ -31,11 +31,11 @@ pub(super) struct SpeedStatements {
 impl SpeedStatements {
     pub(super) async fn prepare(connection: &Connection) -> Result<Self, StoreError> {
         let put = "UPDATE {}.speed_chunks USING TIMESTAMP ? AND TTL ? SET chunk = ? \
-                   WHERE view = ? AND shard = ? AND slot = ? AND epoch = ? AND kind = ? AND number = ?";
+                   WHERE view_id = ? AND shard = ? AND slot = ? AND epoch = ? AND kind = ? AND number = ?";
         let range = "SELECT number, chunk FROM {}.speed_chunks \
-                     WHERE view = ? AND shard = ? AND slot = ? AND epoch = ? AND kind = 0 AND number >= ? AND number < ?";
+                     WHERE view_id = ? AND shard = ? AND slot = ? AND epoch = ? AND kind = 0 AND number >= ? AND number < ?";
         let one = "SELECT chunk FROM {}.speed_chunks \
-                   WHERE view = ? AND shard = ? AND slot = ? AND epoch = ? AND kind = 1 AND number = ?";
+                   WHERE view_id = ? AND shard = ? AND slot = ? AND epoch = ? AND kind = 1 AND number = ?";
         let put_mark = "UPDATE {}.speed_marks USING TIMESTAMP ? AND TTL ? SET mark = ? \
                         WHERE log = ? AND partition_id = ? AND epoch = ?";
         let mark = "SELECT mark FROM {}.speed_marks WHERE log = ? AND partition_id = ? AND epoch = ?";

@@ -53,7 +53,7 @@ impl EmbeddedConsumer {
         let event = self.log.groups.next_event(&self.group, self.id)?;
         match &event {
             Event::Assigned(new) => self.partitions.extend(new.iter().map(|new| (new.clone(), State::default()))),
-            Event::Revoked(old) => old.iter().for_each(|old| drop(self.partitions.remove(old))),
+            Event::Revoked(old) => self.partitions.retain(|partition, _| !old.contains(partition)),
             _ => {}
         }
         Some(event)

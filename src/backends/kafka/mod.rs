@@ -13,6 +13,7 @@
 mod admin;
 mod client;
 mod consumer;
+mod delivery;
 mod health;
 mod line;
 mod member;
@@ -97,9 +98,11 @@ impl Log for KafkaLog {
     }
 
     async fn append(&self, topic: &str, records: Vec<Append>) -> Result<Vec<(Partition, Offset)>, LogError> {
-        let name = topic.to_owned();
         // Producing to an absent topic would make brokers create it, with their defaults.
-        self.ask(move |shared| shared.offsets.check_topic(&name)).await?;
+        if !self.shared.offsets.knows(topic) {
+            let name = topic.to_owned();
+            self.ask(move |shared| shared.offsets.check_topic(&name)).await?;
+        }
         let placed = self.shared.producer.append(topic, &records).await;
         match placed {
             Err(LogError::NoTopic(name)) => Err(self.shared.offsets.gone(&name)),
@@ -129,7 +132,8 @@ impl Log for KafkaLog {
     }
 
     async fn join(&self, group: &str, topics: &[String]) -> Result<Box<dyn Consumer>, LogError> {
-        for topic in topics.iter().cloned() {
+        for topic in topics {
+            let topic = topic.clone();
             match self.ask(move |shared| shared.offsets.check_topic(&topic)).await {
                 // A group can be joined before the cluster answers.
                 Ok(_) | Err(LogError::Unavailable(_)) => {}

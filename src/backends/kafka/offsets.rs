@@ -66,6 +66,11 @@ impl Offsets {
         Ok((count, led))
     }
 
+    /// Whether the topic was seen, without asking.
+    pub(super) fn knows(&self, topic: &str) -> bool {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).contains_key(topic)
+    }
+
     /// Fails unless the topic exists; asks the cluster the first time only.
     pub(super) fn check_topic(&self, topic: &str) -> Result<u32, LogError> {
         if let Some(count) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(topic) {

@@ -72,3 +72,38 @@ fn prefix() -> Key {
 fn key(number: i64) -> Key {
     prefix().i64(number)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{Engine, Options, pack},
+        *,
+    };
+
+    fn put(tx: &mut Tx<'_>, slot: i64, expires_at: Micros) -> Result<(), Failure> {
+        let slice = slice_of(slot);
+        note_slice(tx, slice, expires_at)?;
+        tx.put(slice, vec![1], pack(&(), Some(expires_at), b"chunk").expect("plain data"));
+        Ok(())
+    }
+
+    /// The first commit of a writer is followed by a sweep, and the next job runs after it.
+    #[tokio::test]
+    async fn a_slice_is_dropped_whole_when_all_in_it_expired_and_can_be_made_again() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (dead, alive) = (slice_of(0), slice_of(SLICE_MINUTES));
+        for round in 0..2 {
+            let engine = Engine::open(folder.path(), Options::default()).expect("open");
+            let write = engine.write(|tx| {
+                put(tx, SLICE_MINUTES - 1, now() - 2 * ROUND)?;
+                put(tx, SLICE_MINUTES, now() + ROUND)
+            });
+            write.await.expect("write");
+            engine.write(|_| Ok(())).await.expect("a job after the sweep");
+            let db = engine.db().expect("open");
+            assert!(!db.has(dead) && db.has(alive), "round {round}: only the expired slice is gone");
+            assert!(db.value::<()>(dead, &[1]).expect("readable").is_none());
+            assert!(db.value::<()>(alive, &[1]).expect("readable").is_some());
+        }
+    }
+}

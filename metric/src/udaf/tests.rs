@@ -59,10 +59,19 @@ proptest! {
             let own = &found[&(chunk.series[series as usize].clone(), bucket)];
             prop_assert!(same(own, &chunk.states.take(&[at])));
         }
-        let filtered = format!("SELECT lamina_states({}) FILTER (WHERE d1 > 0) FROM t", arguments(value));
-        let batches = runtime.block_on(query(&filtered, &parts, value));
-        let kept: Vec<Row> = all.into_iter().filter(|row| row.dimensions.1 > Some(0)).collect();
-        let total = decode_states(batches[0].column(0).as_binary::<i32>().value(0)).unwrap();
-        prop_assert!(same(&total, &folded(&kept, value)));
+        let keeps: [(&str, fn(&Row) -> bool); 3] =
+            [("d1 > 0", |row| row.dimensions.1 > Some(0)), ("_offset > 5", |row| row.offset > 5), ("TRUE", |_| true)];
+        for ((filter, keep), group) in keeps.into_iter().flat_map(|keep| [(keep, ""), (keep, "GROUP BY _offset < 1000000")]) {
+            let sql = format!("SELECT lamina_states({}) FILTER (WHERE {filter}) FROM t {group}", arguments(value));
+            let kept: Vec<Row> = all.iter().filter(|row| keep(row)).cloned().collect();
+            let batches = runtime.block_on(query(&sql, &parts, value));
+            match batches.iter().find(|batch| batch.num_rows() > 0) {
+                Some(batch) => {
+                    let total = decode_states(batch.column(0).as_binary::<i32>().value(0)).unwrap();
+                    prop_assert!(same(&total, &folded(&kept, value)), "{sql}");
+                }
+                None => prop_assert!(all.is_empty()),
+            }
+        }
     }
 }

@@ -1,4 +1,4 @@
-use super::*;
+use super::{condition::MAX_LENGTH, *};
 use DimensionValue::{Bool, Float, Int, Null, Str};
 
 fn dimensions() -> Vec<Dimension> {
@@ -53,25 +53,26 @@ fn only_true_passes() {
 fn what_is_not_allowed_is_named() {
     for (sql, named) in [
         ("lower(user) = 'a'", "functions are not allowed in a filter: `lower(`"),
-        ("User = 'a'", "`User` is no dimension; the metric has user, Status, isRobot, load, geo.country, a b"),
+        ("User = 'a'", "`User` is not a dimension; the metric has user, Status, isRobot, load, geo.country, a b"),
         ("Status + 1 = 2", "`+`"),
         ("Status - 1 = 2", "`-`"),
         ("Status = -user", "`-` is allowed before a number only"),
-        ("user IN (SELECT 1)", "`SELECT` is no dimension"),
-        ("CASE WHEN isRobot THEN 1 END", "`CASE`"),
+        ("user IN (SELECT 1)", "`SELECT` is not a dimension"),
+        ("CASE WHEN isRobot THEN 1 END", "`CASE` is not a dimension"),
         ("CAST(Status AS TEXT) = '1'", "`CAST("),
-        ("user = 'a' ; DROP", "`;`"),
-        ("user = 'a' user", "after its end"),
+        ("user = 'a' ; DROP", "`;` is not expected"),
+        ("user = 'a' user", "`user` is not expected there"),
         ("user", "must be a condition"),
         ("Status", "must be a condition"),
-        ("", ""),
-        ("user = ", ""),
+        ("", "ends too early"),
+        ("user = ", "ends too early"),
         ("user = 'a", ""),
         ("user ~ 'a'", "`~`"),
         ("user || 'a' = 'b'", "`||`"),
-        ("geo. = 'a'", "a name is missing"),
-        ("(user, Status) = ('a', 1)", "not allowed"),
-        ("Status = 1e999", "no number"),
+        ("geo. = 'a'", "a name is expected after `geo.`"),
+        ("(user, Status) = ('a', 1)", "`)` is expected, not `,`"),
+        ("user NOT = 'a'", "after NOT"),
+        ("Status = 1e999", "not a number"),
     ] {
         let error = parse(sql).expect_err(sql);
         assert!(error.contains(named), "{sql}: {error}");

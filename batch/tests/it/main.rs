@@ -1,0 +1,10 @@
+//! The batch layer against a store in memory and real archive files.
+
+#![allow(clippy::unwrap_used)]
+
+mod jobs;
+mod laws;
+mod memory;
+mod runs;
+mod speed;
+mod world;

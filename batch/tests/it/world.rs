@@ -1,0 +1,382 @@
+//! A source with two partitions whose epochs are sealed into archive files, and the reference that batch is held against.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use lamina_batch::{Batch, BatchError, Config, Deps, Meter, Outcome, Wanted};
+use lamina_core::{
+    Archive, Counts, Cut, Epoch, EpochId, LogId, Micros, Offset, Partition,
+    clock::ManualClock,
+    generation::load_view,
+    log::{Append, Consumer, Log, LogError, Record, Span, Topic},
+    store::{Ledgers, period},
+};
+use lamina_metric::{
+    Answer, Ask, BatchChunk, Catalog, Layout, Metric, Series, States, Versions, View, ViewFold, archive,
+};
+use object_store::{ObjectStoreExt, memory::InMemory, path::Path};
+use parquet::arrow::ArrowWriter;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::memory::Memory;
+
+pub(crate) const SECOND: Micros = 1_000_000;
+pub(crate) const HOUR: Micros = 3_600 * SECOND;
+pub(crate) const PARTITIONS: u32 = 2;
+/// 2026-01-01, a multiple of every period used here but the longest.
+pub(crate) const START: Micros = 1_767_225_600 * SECOND;
+
+pub(crate) const DEFINITIONS: &str = r#"
+[source.edits]
+format = "json"
+time = "time"
+id = "id"
+[source.edits.fields]
+time = "timestamp"
+id = "string"
+page = "string"
+country = "string"
+user = "string"
+robot = "bool"
+added = "int64"
+
+[metric.added]
+source = "edits"
+where = "NOT robot"
+value = "added"
+dimensions = ["page", "country"]
+groupings = [["page"]]
+aggregates = ["count", "sum", "min", "max", "first", "last", "distinct(user)", "quantiles"]
+grain = "10s"
+rollups = ["1m", "1h"]
+shards = 2
+max_series = 5
+"#;
+
+const ASKED: [&str; 8] = ["count", "sum", "min", "max", "first", "last", "distinct(user)", "p50"];
+
+/// One event; `at` is seconds after [`START`].
+#[derive(Clone, Debug)]
+pub(crate) struct Event {
+    pub(crate) at: i64,
+    pub(crate) page: u8,
+    pub(crate) country: u8,
+    pub(crate) user: u8,
+    pub(crate) added: i64,
+    pub(crate) fate: Fate,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Accepted,
+    Filtered,
+    Dead,
+    Duplicate,
+    /// The offset holds no record.
+    Absent,
+}
+
+impl Event {
+    fn payload(&self) -> String {
+        if self.fate == Fate::Dead {
+            return "{".to_owned();
+        }
+        let time = chrono::DateTime::from_timestamp_micros(START + self.at * SECOND).unwrap().to_rfc3339();
+        format!(
+            r#"{{"time":"{time}","id":"i","page":"p{}","country":"c{}","user":"u{}","robot":{},"added":{}}}"#,
+            self.page,
+            self.country,
+            self.user,
+            self.fate == Fate::Filtered,
+            self.added
+        )
+    }
+}
+
+/// States of one epoch of a view by (series, grain bucket), as the speed layer folds them.
+type Folded = Vec<(Series, Micros, States)>;
+type Answers = BTreeMap<(Series, Micros), Vec<Answer>>;
+
+pub(crate) struct World {
+    pub(crate) store: Arc<Memory>,
+    pub(crate) files: Arc<InMemory>,
+    pub(crate) clock: Arc<ManualClock>,
+    pub(crate) metric: Arc<Metric>,
+    pub(crate) log: LogId,
+    pub(crate) deps: Deps,
+    pub(crate) batch: Batch,
+    /// By partition and start of the epoch, per view.
+    epochs: Mutex<BTreeMap<(Partition, Offset), Vec<Folded>>>,
+}
+
+pub(crate) fn topic() -> Topic {
+    Topic { name: "edits".to_owned(), id: "t1".to_owned(), partitions: PARTITIONS }
+}
+
+impl World {
+    pub(crate) fn new(definitions: &str) -> Self {
+        Self::with(definitions, &Config { memory_bytes: 64 << 20, parallelism: 2, ..Config::default() })
+    }
+
+    pub(crate) fn with(definitions: &str, config: &Config) -> Self {
+        let files = [("metrics.toml".to_owned(), definitions.to_owned())];
+        let catalog = Arc::new(Catalog::compile(&files, &Versions::default()).unwrap());
+        let metric = Arc::clone(&catalog.metrics["added"]);
+        let store = Arc::new(Memory::default());
+        let clock = Arc::new(ManualClock::default());
+        clock.set(START + 24 * HOUR);
+        let archive = Arc::new(InMemory::new());
+        let deps = Deps {
+            store: Arc::clone(&store) as _,
+            log: Arc::new(OnlyTopic),
+            archive: Arc::clone(&archive) as _,
+            catalog: watch::channel(catalog).1,
+            clock: Arc::clone(&clock) as _,
+        };
+        let batch = Batch::new(deps.clone(), config).unwrap();
+        let log = topic().log_id("edits");
+        Self { store, files: archive, clock, metric, log, deps, batch, epochs: Mutex::default() }
+    }
+
+    /// Seals the next epoch of a partition.
+    pub(crate) async fn seal(&self, partition: Partition, events: &[Event]) -> Path {
+        let mut ledger = self.store.ledger(&self.log, partition);
+        let start = ledger.sealed_end();
+        let end = start + events.len() as u64;
+        let present = events.iter().enumerate().filter(|(_, event)| event.fate != Fate::Absent);
+        let record = |(at, event): (usize, &Event)| Record {
+            offset: start + at as u64,
+            appended_at: START,
+            key: None,
+            payload: Bytes::from(event.payload()),
+        };
+        let records: Vec<Record> = present.clone().map(record).collect();
+        let duplicates: Vec<bool> = present.map(|(_, event)| event.fate == Fate::Duplicate).collect();
+        let (archive, path) = self.write(partition, start, end, &records, &duplicates).await;
+        let epoch = |start, end, archive| Epoch {
+            id: EpochId::new(),
+            start,
+            end,
+            opened_at: START,
+            revision: 1,
+            dedup_clock: 0,
+            alive_until: Micros::MAX,
+            archive,
+            lost: None,
+        };
+        let sealed = epoch(start, Some(end), Some(archive));
+        ledger.epochs.pop();
+        ledger.epochs.extend([sealed.clone(), epoch(end, None, None)]);
+        ledger.version += 1;
+        self.store.archive(&self.log, partition, &[sealed]).await.unwrap();
+        self.store.set_ledger(&self.log, partition, ledger);
+        path
+    }
+
+    async fn write(
+        &self,
+        partition: Partition,
+        start: Offset,
+        end: Offset,
+        records: &[Record],
+        duplicates: &[bool],
+    ) -> (Archive, Path) {
+        let source = &self.metric.source;
+        let pairs: Vec<(Offset, &[u8])> = records.iter().map(|record| (record.offset, &*record.payload)).collect();
+        let decoded = source.decode(partition, &pairs);
+        let rows = archive::archive_batch(source, partition, start, records, &decoded, duplicates).unwrap();
+        let events = archive::accepted_events(source, &rows).unwrap();
+        let prepared = self.metric.prepare(&events).unwrap();
+        let folds = self.metric.views.iter().map(|view| {
+            let mut fold = ViewFold::new(&self.metric, view);
+            fold.fold(&prepared).unwrap();
+            let chunks = fold.whole().into_iter().map(|(_, chunk)| chunk);
+            let rows = chunks.flat_map(|chunk| {
+                let row = |(at, &(series, bucket)): (usize, &(u32, Micros))| {
+                    (chunk.series[series as usize].clone(), bucket, chunk.states.take(&[at]))
+                };
+                chunk.rows.iter().enumerate().map(row).collect::<Vec<_>>()
+            });
+            rows.collect()
+        });
+        self.epochs.lock().unwrap().insert((partition, start), folds.collect());
+        let mut bytes = Vec::new();
+        let mut writer = ArrowWriter::try_new(&mut bytes, rows.schema(), None).unwrap();
+        writer.write(&rows).unwrap();
+        writer.close().unwrap();
+        let (checksum, size) = (crc32fast::hash(&bytes), bytes.len() as u64);
+        let path = Path::from(format!("edits/{partition}/{start}.parquet"));
+        self.files.put(&path, bytes.into()).await.unwrap();
+        let outcomes = rows.column_by_name("_outcome").unwrap();
+        let outcomes = arrow::array::AsArray::as_primitive::<arrow::datatypes::UInt8Type>(outcomes).values();
+        let count = |wanted: u8| outcomes.iter().filter(|outcome| **outcome == wanted).count() as u64;
+        let counts = Counts {
+            accepted: count(archive::ACCEPTED),
+            dead: count(archive::DEAD),
+            duplicates: count(archive::DUPLICATE),
+            absent: end - start - records.len() as u64,
+        };
+        let times = events.column_by_name("_time").unwrap();
+        let times = arrow::array::AsArray::as_primitive::<arrow::datatypes::TimestampMicrosecondType>(times);
+        let event_time = times.values().iter().min().copied().zip(times.values().iter().max().copied());
+        let archive = Archive { path: path.to_string(), bytes: size, checksum, counts, event_time };
+        (archive, path)
+    }
+
+    /// Drops the epochs below the lowest published cut from the ledgers: they are in the manifest.
+    pub(crate) async fn trim(&self) {
+        let mut below: Option<Cut> = None;
+        for view in &self.metric.views {
+            let cut = load_view(&*self.store, &view.id).await.unwrap().1.published.cut;
+            below = Some(below.map_or(cut.clone(), |below| below.min(&cut)));
+        }
+        for partition in 0..PARTITIONS {
+            let mut ledger = self.store.ledger(&self.log, partition);
+            let cut = below.as_ref().map_or(0, |cut| cut.at(partition));
+            ledger.epochs.retain(|epoch| epoch.end.is_none_or(|end| end > cut));
+            self.store.set_ledger(&self.log, partition, ledger);
+        }
+    }
+
+    pub(crate) async fn run(&self, wanted: Wanted) -> Result<Outcome, BatchError> {
+        self.batch.run_metric(&self.metric, &wanted, &Arc::new(Meter::default()), &CancellationToken::new()).await
+    }
+
+    pub(crate) async fn published(&self, view: &View) -> lamina_core::ViewState {
+        load_view(&*self.store, &view.id).await.unwrap().1
+    }
+
+    /// The fold of every sealed epoch, below the horizon left out.
+    pub(crate) fn expected(&self, view: usize, width: Micros, horizon: Option<Micros>) -> Answers {
+        let mut sums = Sums::new(&self.metric);
+        for folds in self.epochs.lock().unwrap().values() {
+            for (series, bucket, states) in &folds[view] {
+                sums.add(series, floor(*bucket, width), states);
+            }
+        }
+        sums.answers(&self.metric, |bucket| horizon.is_none_or(|horizon| floor(bucket, period(width)) >= horizon))
+    }
+
+    /// What a reader gets: batch chunks under their bases, and the epochs that they do not cover.
+    pub(crate) async fn served(&self, view: usize, width: Micros) -> Answers {
+        let state = self.published(&self.metric.views[view]).await;
+        let (published, horizon) = (&state.published, state.horizons.get(&width).copied());
+        let mut sums = Sums::new(&self.metric);
+        let mut covered: BTreeMap<(Series, Micros), Cut> = BTreeMap::new();
+        for row in self.store.rows() {
+            let key = &row.key;
+            let served = key.view == self.metric.views[view].id
+                && key.width == width
+                && key.base == published.base_at(key.period)
+                && horizon.is_none_or(|horizon| key.period >= horizon);
+            if !served {
+                continue;
+            }
+            let series = Series::from_bytes(key.series.clone());
+            assert_eq!(key.shard, series.shard(self.metric.views[view].shards));
+            let chunk = BatchChunk::decode(&row.body).unwrap();
+            for (at, &bucket) in chunk.buckets.iter().enumerate() {
+                assert_eq!(floor(bucket, period(width)), key.period);
+                sums.add(&series, bucket, &chunk.states.take(&[at]));
+            }
+            covered.insert((series, key.period), row.cut.max(&published.cut));
+        }
+        for (&(partition, start), folds) in &*self.epochs.lock().unwrap() {
+            for (series, bucket, states) in &folds[view] {
+                let bucket = floor(*bucket, width);
+                let chunk = (series.clone(), floor(bucket, period(width)));
+                if horizon.is_some_and(|horizon| chunk.1 < horizon) {
+                    continue;
+                }
+                if !covered.get(&chunk).unwrap_or(&published.cut).covers(partition, start) {
+                    sums.add(series, bucket, states);
+                }
+            }
+        }
+        sums.answers(&self.metric, |_| true)
+    }
+
+    /// The law: what is served is the fold of everything sealed.
+    pub(crate) async fn check(&self, when: &str) {
+        for (at, view) in self.metric.views.iter().enumerate() {
+            let state = self.published(view).await;
+            for width in self.metric.widths() {
+                let expected = self.expected(at, width, state.horizons.get(&width).copied());
+                let served = self.served(at, width).await;
+                assert_eq!(served, expected, "{when}: view {}, width {width}", view.id);
+            }
+        }
+    }
+}
+
+struct Sums {
+    states: States,
+    rows: BTreeMap<(Series, Micros), usize>,
+}
+
+impl Sums {
+    fn new(metric: &Metric) -> Self {
+        Self { states: States::new(&Layout::of(metric)), rows: BTreeMap::new() }
+    }
+
+    fn add(&mut self, series: &Series, bucket: Micros, states: &States) {
+        let next = self.rows.len();
+        let row = *self.rows.entry((series.clone(), bucket)).or_insert(next);
+        self.states.resize(self.rows.len());
+        self.states.merge(states, &[row]).unwrap();
+    }
+
+    fn answers(&self, metric: &Metric, wanted: impl Fn(Micros) -> bool) -> Answers {
+        let asks = ASKED.map(|ask| Ask::parse(ask, metric).unwrap());
+        let rows = self.rows.iter().filter(|((_, bucket), _)| wanted(*bucket));
+        let answer = |row: usize| asks.iter().map(|ask| self.states.answer(row, ask).unwrap()).collect();
+        rows.map(|(key, &row)| (key.clone(), answer(row))).collect()
+    }
+}
+
+pub(crate) fn floor(at: Micros, width: Micros) -> Micros {
+    at.div_euclid(width) * width
+}
+
+/// A log that only knows its topic.
+struct OnlyTopic;
+
+#[async_trait]
+impl Log for OnlyTopic {
+    async fn ensure_topic(&self, _: &str, _: u32) -> Result<Topic, LogError> {
+        Ok(topic())
+    }
+
+    async fn topic(&self, _: &str) -> Result<Topic, LogError> {
+        Ok(topic())
+    }
+
+    async fn append(&self, _: &str, _: Vec<Append>) -> Result<Vec<(Partition, Offset)>, LogError> {
+        Err(LogError::Refused("batch appends nothing".to_owned()))
+    }
+
+    async fn spans(&self, _: &str) -> Result<BTreeMap<Partition, Span>, LogError> {
+        Err(LogError::Refused("batch does not read the log".to_owned()))
+    }
+
+    async fn read(&self, _: &str, _: Partition, _: Offset, _: usize) -> Result<(Vec<Record>, Offset), LogError> {
+        Err(LogError::Refused("batch does not read the log".to_owned()))
+    }
+
+    async fn offset_at(&self, _: &str, _: Partition, _: Micros) -> Result<Offset, LogError> {
+        Err(LogError::Refused("batch does not read the log".to_owned()))
+    }
+
+    async fn join(&self, _: &str, _: &[String]) -> Result<Box<dyn Consumer>, LogError> {
+        Err(LogError::Refused("batch does not read the log".to_owned()))
+    }
+
+    async fn ping(&self) -> Result<(), LogError> {
+        Ok(())
+    }
+}
