@@ -88,14 +88,7 @@ impl SpeedChunks for MemoryStore {
         self.with(|tables| tables.speed.extend(chunks.iter().cloned()))
     }
 
-    async fn put_mark(
-        &self,
-        _: &LogId,
-        _: Partition,
-        epoch: EpochId,
-        mark: &Mark,
-        _: Stamp,
-    ) -> Result<(), StoreError> {
+    async fn put_mark(&self, _: &LogId, _: Partition, epoch: EpochId, mark: &Mark, _: Stamp) -> Result<(), StoreError> {
         self.with(|tables| drop(tables.marks.insert(epoch, mark.clone())))
     }
 
@@ -112,7 +105,9 @@ impl SpeedChunks for MemoryStore {
         range: Range<u64>,
     ) -> Result<Vec<(u64, Bytes)>, StoreError> {
         let key = |sequence| SpeedKey { view: view.clone(), shard, slot, epoch, part: Part::Delta(sequence) };
-        self.with(|tables| range.filter_map(|sequence| Some((sequence, tables.speed.get(&key(sequence))?.clone()))).collect())
+        self.with(|tables| {
+            range.filter_map(|sequence| Some((sequence, tables.speed.get(&key(sequence))?.clone()))).collect()
+        })
     }
 
     async fn whole(
@@ -200,11 +195,7 @@ pub(crate) struct MemoryLog {
 }
 
 impl MemoryLog {
-    fn with<T>(
-        &self,
-        topic: &str,
-        work: impl FnOnce(&mut Topic, &mut Vec<Vec<Record>>) -> T,
-    ) -> Result<T, LogError> {
+    fn with<T>(&self, topic: &str, work: impl FnOnce(&mut Topic, &mut Vec<Vec<Record>>) -> T) -> Result<T, LogError> {
         self.up()?;
         let mut topics = self.topics.lock().unwrap();
         let (topic, partitions) = topics.get_mut(topic).ok_or_else(|| LogError::NoTopic(topic.into()))?;

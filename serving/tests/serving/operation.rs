@@ -151,7 +151,10 @@ async fn freshness_tells_how_far_speed_and_batch_have_come() {
     let lagging = world.get("/v1/freshness/added").await.ok();
     let speed = &lagging["metrics"][0]["speed"];
     assert_eq!((&lagging["status"], &speed["lag_ms"]), (&json!("warn"), &json!(15_000)));
-    assert_eq!((&speed["partitions"][0]["lag_records"], &speed["partitions"][0]["state"]), (&json!(2), &json!("running")));
+    assert_eq!(
+        (&speed["partitions"][0]["lag_records"], &speed["partitions"][0]["state"]),
+        (&json!(2), &json!("running"))
+    );
     world.set_now(1_000 * DAY + 50 * SECOND);
     let stalled = world.get("/v1/freshness/added?fail_on=breach").await;
     assert_eq!(stalled.status, 503);
