@@ -8,7 +8,9 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use async_trait::async_trait;
 use lamina_core::{Commit, Document, Documents, StoreError, envelope};
 use lamina_metric::{Catalog, Diagnostic, Versions};
-use lamina_serving::registry::{DefinitionBody, DefinitionKind, Origin, Put, Registry, RegistryError, etag_of_metric, etag_of_source};
+use lamina_serving::registry::{
+    DefinitionBody, DefinitionKind, Origin, Put, Registry, RegistryError, etag_of_metric, etag_of_source,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -112,7 +114,9 @@ impl<S: Documents + ?Sized> Definitions<S> {
     async fn known(&self) -> Result<(u64, Known), StoreError> {
         match self.store.get(VERSIONS.0, VERSIONS.1).await? {
             None => Ok((0, Known::default())),
-            Some(Document { version, value }) => Ok((version, envelope::unpack(&value).map_err(|error| corrupt(&error))?)),
+            Some(Document { version, value }) => {
+                Ok((version, envelope::unpack(&value).map_err(|error| corrupt(&error))?))
+            }
         }
     }
 
@@ -140,7 +144,9 @@ impl<S: Documents + ?Sized> Definitions<S> {
         match (if_match, &current) {
             (Some("*"), Some(_)) | (None, _) => Ok(current),
             (Some(wanted), Some(have)) if wanted == have => Ok(current),
-            (Some(_), have) => Err(RegistryError::Changed { current: have.clone().unwrap_or_else(|| "none".to_owned()) }),
+            (Some(_), have) => {
+                Err(RegistryError::Changed { current: have.clone().unwrap_or_else(|| "none".to_owned()) })
+            }
         }
     }
 
@@ -245,7 +251,8 @@ impl Known {
     fn with(&self, draft: &Catalog) -> Self {
         let since = self.revision + 1;
         let inactive = |known: &KnownMetric| KnownMetric { active: false, ..known.clone() };
-        let mut metrics: BTreeMap<_, _> = self.metrics.iter().map(|(name, known)| (name.clone(), inactive(known))).collect();
+        let mut metrics: BTreeMap<_, _> =
+            self.metrics.iter().map(|(name, known)| (name.clone(), inactive(known))).collect();
         for (name, metric) in &draft.metrics {
             let fingerprint = format!("{}/{}", metric.source.definition.fingerprint(), metric.definition.fingerprint());
             let known = match self.metrics.get(name) {
@@ -257,7 +264,8 @@ impl Known {
             };
             metrics.insert(name.clone(), known);
         }
-        let sources = draft.sources.iter().map(|(name, source)| (name.clone(), source.definition.fingerprint())).collect();
+        let sources =
+            draft.sources.iter().map(|(name, source)| (name.clone(), source.definition.fingerprint())).collect();
         let next = Self { revision: self.revision, sources, metrics };
         if next == *self && self.revision > 0 { next } else { Self { revision: since, ..next } }
     }

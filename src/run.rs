@@ -81,11 +81,13 @@ impl Backends {
         let needs_folder = matches!(config.log, LogConfig::Embedded) || matches!(config.store, StoreConfig::Embedded);
         let opened = if needs_folder { Some(embedded::open(&config.data_dir)?) } else { None };
         let log: Arc<dyn Log> = match (&config.log, &opened) {
-            (LogConfig::Kafka { brokers, replication_factor, options }, _) => Arc::new(KafkaLog::connect(KafkaConfig {
-                brokers: brokers.clone(),
-                replication_factor: *replication_factor,
-                options: options.clone(),
-            })?),
+            (LogConfig::Kafka { brokers, replication_factor, options }, _) => {
+                Arc::new(KafkaLog::connect(KafkaConfig {
+                    brokers: brokers.clone(),
+                    replication_factor: *replication_factor,
+                    options: options.clone(),
+                })?)
+            }
             (LogConfig::Embedded, Some(opened)) => Arc::clone(&opened.log) as _,
             (LogConfig::Embedded, None) => unreachable!("the folder is opened for an embedded log"),
         };
@@ -203,7 +205,11 @@ impl Node {
         };
         let serving = lamina_serving::Config { partitions: config.partitions, ..lamina_serving::Config::default() };
         // every role answers health and metrics; only serving answers queries
-        let app = if roles.serving { lamina_serving::router(deps, &serving) } else { lamina_serving::health_router(deps, &serving) };
+        let app = if roles.serving {
+            lamina_serving::router(deps, &serving)
+        } else {
+            lamina_serving::health_router(deps, &serving)
+        };
         self.spawn("serving", lamina_serving::run(listener, app, serving, self.stop.clone()));
         Ok(address)
     }

@@ -151,7 +151,9 @@ impl Check<'_> {
                 self.metrics().iter().all(|metric| covered(&self.ask(lamina, metric)))
             });
         } else {
-            lamina.until("batch covers everything", || self.metrics().iter().all(|metric| covered(&self.ask(lamina, metric))));
+            lamina.until("batch covers everything", || {
+                self.metrics().iter().all(|metric| covered(&self.ask(lamina, metric)))
+            });
         }
     }
 
@@ -233,7 +235,8 @@ impl Check<'_> {
             ];
             let parameters: Vec<_> = parameters.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
             let answer = lamina.query(metric, &parameters);
-            let points = answer["series"].as_array().expect("series").iter().flat_map(|series| series["points"].as_array());
+            let points =
+                answer["series"].as_array().expect("series").iter().flat_map(|series| series["points"].as_array());
             points.flatten().filter_map(|point| point["start"].as_str().map(str::to_owned)).collect()
         };
         let (batch, speed) = (buckets("batch"), buckets("speed"));

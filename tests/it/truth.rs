@@ -48,9 +48,16 @@ pub(crate) fn data_folder() -> Option<PathBuf> {
     let given = std::env::var_os("LAMINA_TEST_DATA").map(PathBuf::from);
     let folder = given.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data"));
     let there = folder.join("wikiticker.ndjson.gz").is_file();
-    assert!(there || !super::process::in_ci(), "{} must hold the real data sets in continuous integration", folder.display());
+    assert!(
+        there || !super::process::in_ci(),
+        "{} must hold the real data sets in continuous integration",
+        folder.display()
+    );
     if !there {
-        eprintln!("skipped: {} does not hold the real data sets (LAMINA_TEST_DATA names another folder)", folder.display());
+        eprintln!(
+            "skipped: {} does not hold the real data sets (LAMINA_TEST_DATA names another folder)",
+            folder.display()
+        );
     }
     there.then_some(folder)
 }
@@ -78,7 +85,9 @@ pub(crate) fn truths(data: &Path, name: &str) -> BTreeMap<String, Vec<Value>> {
     let truths = &file["truths"];
     let rows = |truth: &Value| truth["rows"].as_array().expect("rows").clone();
     match truths {
-        Value::Array(list) => list.iter().map(|truth| (truth["name"].as_str().unwrap().to_owned(), rows(truth))).collect(),
+        Value::Array(list) => {
+            list.iter().map(|truth| (truth["name"].as_str().unwrap().to_owned(), rows(truth))).collect()
+        }
         Value::Object(map) => map.iter().map(|(name, truth)| (name.clone(), rows(truth))).collect(),
         other => panic!("{}: truths are {other}", path.display()),
     }
@@ -99,10 +108,14 @@ impl Truth {
         let mut found = self.points(answer);
         let mut differences = Vec::new();
         for row in truth {
-            let is_it = |point: &BTreeMap<&str, Value>| self.keys().all(|(column, what)| same_key(what, &point[column], &row[column]));
+            let is_it = |point: &BTreeMap<&str, Value>| {
+                self.keys().all(|(column, what)| same_key(what, &point[column], &row[column]))
+            };
             match found.iter().position(is_it) {
                 Some(at) => differences.extend(self.compare(row, &found.swap_remove(at))),
-                None if self.absent.is_some_and(|absent| self.values().all(|(column, _)| row[column].as_f64() == Some(absent))) => {}
+                None if self
+                    .absent
+                    .is_some_and(|absent| self.values().all(|(column, _)| row[column].as_f64() == Some(absent))) => {}
                 None => differences.push(format!("{row} is not in the answer")),
             }
         }
@@ -113,7 +126,10 @@ impl Truth {
     }
 
     fn keys(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.map.iter().map(|(column, what)| (column.as_str(), what.as_str())).filter(|(_, what)| !what.starts_with("aggregate:"))
+        self.map
+            .iter()
+            .map(|(column, what)| (column.as_str(), what.as_str()))
+            .filter(|(_, what)| !what.starts_with("aggregate:"))
     }
 
     fn values(&self) -> impl Iterator<Item = (&str, &str)> {
@@ -127,8 +143,12 @@ impl Truth {
             for point in series["points"].as_array().expect("points") {
                 let cell = |what: &str| match what.split_once(':') {
                     None => point["start"].clone(),
-                    Some(("dimension", name)) => series["dimensions"].get(name).unwrap_or_else(|| panic!("no dimension {name}")).clone(),
-                    Some((_, name)) => point.get(name).unwrap_or_else(|| panic!("no aggregate {name} in {point}")).clone(),
+                    Some(("dimension", name)) => {
+                        series["dimensions"].get(name).unwrap_or_else(|| panic!("no dimension {name}")).clone()
+                    }
+                    Some((_, name)) => {
+                        point.get(name).unwrap_or_else(|| panic!("no aggregate {name} in {point}")).clone()
+                    }
                 };
                 points.push(self.map.iter().map(|(column, what)| (column.as_str(), cell(what))).collect());
             }
@@ -138,7 +158,8 @@ impl Truth {
 
     fn compare(&self, wanted: &Value, got: &BTreeMap<&str, Value>) -> Vec<String> {
         let differs = self.values().filter(|(column, _)| {
-            let (wanted, got) = (wanted.get(column).unwrap_or_else(|| panic!("{}: no column {column}", self.truth)), &got[column]);
+            let (wanted, got) =
+                (wanted.get(column).unwrap_or_else(|| panic!("{}: no column {column}", self.truth)), &got[column]);
             match self.how.get(*column).map_or("exact", String::as_str) {
                 "exact" => exact(wanted) != exact(got),
                 "float" => !close(wanted, got, 1e-9),
@@ -147,7 +168,9 @@ impl Truth {
                 other => panic!("{}: {other:?} is no way to compare", self.truth),
             }
         });
-        differs.map(|(column, _)| format!("{column} is {} and should be {} in {wanted}", got[column], wanted[column])).collect()
+        differs
+            .map(|(column, _)| format!("{column} is {} and should be {} in {wanted}", got[column], wanted[column]))
+            .collect()
     }
 }
 
@@ -176,7 +199,9 @@ fn exact(value: &Value) -> String {
         return number.as_f64().expect("a number").to_string();
     }
     match text.split_once('.') {
-        Some((whole, fraction)) => format!("{whole}.{}", fraction.trim_end_matches('0')).trim_end_matches('.').to_owned(),
+        Some((whole, fraction)) => {
+            format!("{whole}.{}", fraction.trim_end_matches('0')).trim_end_matches('.').to_owned()
+        }
         None => text,
     }
 }
@@ -203,9 +228,7 @@ mod tests {
 
     #[test]
     fn a_difference_of_any_kind_is_seen() {
-        let answer = |n: i64, avg: f64| {
-            json!({"series": [{"dimensions": {"who": null}, "points": [{"start": "2020-01-02T00:00:00Z", "count": n, "avg": avg}]}]})
-        };
+        let answer = |n: i64, avg: f64| json!({"series": [{"dimensions": {"who": null}, "points": [{"start": "2020-01-02T00:00:00Z", "count": n, "avg": avg}]}]});
         let wanted = [json!({"day": "2020-01-02", "who": "", "n": 3, "avg": 0.1, "other": 1})];
         assert!(truth().differences(&answer(3, 0.100_000_000_000_01), &wanted).is_empty());
         assert_eq!(truth().differences(&answer(4, 0.1), &wanted).len(), 1);
