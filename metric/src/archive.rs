@@ -100,7 +100,8 @@ pub fn archive_batch(
 }
 
 /// Whether rows with this schema hold events as `source` decodes them now, so that columns can be read as they are.
-/// A schema without metadata (as after a projection) is judged by its columns alone.
+/// A schema without metadata is judged by its columns alone: ask it of the file's schema, as Parquet readers leave the
+/// metadata out of the batches.
 pub fn is_current(source: &Source, schema: &Schema) -> bool {
     let definition = schema.metadata().get(DEFINITION);
     let same = definition.is_none_or(|definition| *definition == source.definition.fingerprint());
@@ -111,7 +112,7 @@ pub fn is_current(source: &Source, schema: &Schema) -> bool {
     same && wanted.fields().iter().all(has)
 }
 
-/// The events of the rows that were accepted, with exactly the columns of [`Source::schema`]. Rows that were written
+/// The events of the rows that were accepted (with the file's schema, see [`is_current`]), with exactly the columns of [`Source::schema`]. Rows that were written
 /// under another definition of the source are decoded again; those that do not decode under this one are left out.
 ///
 /// # Errors
@@ -151,4 +152,68 @@ fn column<'a>(rows: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef, ArrowEr
 
 fn other_type(name: &str) -> ArrowError {
     ArrowError::SchemaError(format!("column {name} of archive rows is of another type"))
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::compute::concat_batches;
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::{Catalog, Versions};
+
+    fn source(fields: &str) -> Arc<Source> {
+        let text = format!(
+            "[source.edits]\nformat = \"json\"\ntime = \"time\"\nid = \"id\"\norder = \"rank\"\n\
+             [source.edits.fields]\ntime = \"timestamp\"\nid = \"string\"\nrank = \"int64\"\n{fields}"
+        );
+        let catalog = Catalog::compile(&[("t.toml".to_owned(), text)], &Versions::default()).unwrap();
+        Arc::clone(&catalog.sources["edits"])
+    }
+
+    fn records() -> Vec<Record> {
+        let payloads = [
+            r#"{"id": "a", "time": "2024-05-01T00:00:00Z", "rank": 1, "user.name": "x", "added": 7}"#,
+            "garbage",
+            r#"{"id": "a", "time": "2024-05-01T00:00:01Z", "rank": 2, "user.name": "y", "added": 8}"#,
+            r#"{"id": "b", "time": "2024-05-01T00:00:02Z", "rank": 3, "added": 9}"#,
+        ];
+        let record = |(at, payload): (usize, &&str)| Record {
+            offset: 10 + 2 * at as Offset,
+            appended_at: 1_000 + at as i64,
+            key: (at % 2 == 0).then(|| Bytes::from_static(b"k")),
+            payload: Bytes::copy_from_slice(payload.as_bytes()),
+        };
+        payloads.iter().enumerate().map(record).collect()
+    }
+
+    fn decode(source: &Source, records: &[Record]) -> Decoded {
+        let payloads: Vec<_> = records.iter().map(|record| (record.offset, &*record.payload)).collect();
+        source.decode(3, &payloads)
+    }
+
+    const FIELDS: &str = "added = \"int64\"\n\"user.name\" = \"string\"\n[source.edits.derive]\ntwice = \"added * 2\"";
+
+    #[test]
+    fn accepted_events_of_an_archive_are_the_events_that_were_decoded() {
+        let (source, records) = (source(FIELDS), records());
+        let decoded = decode(&source, &records);
+        let rows = archive_batch(&source, 3, 10, &records, &decoded, &[false, false, true, false]).unwrap();
+        assert_eq!(rows.schema(), archive_schema(&source));
+        assert_eq!(rows.num_rows(), 4, "every record is kept");
+        let parts = [decoded.events.slice(0, 1), decoded.events.slice(2, 1)];
+        let expected = concat_batches(&source.schema(), &parts).unwrap();
+        assert_eq!(accepted_events(&source, &rows).unwrap(), expected);
+    }
+
+    #[test]
+    fn rows_of_an_older_definition_are_decoded_again_even_if_their_columns_look_alike() {
+        let (old, records) = (source(FIELDS), records());
+        let rows = archive_batch(&old, 3, 10, &records, &decode(&old, &records), &[false; 4]).unwrap();
+        for fields in [FIELDS.replace("added * 2", "added + 100"), "added = \"float64\"".to_owned()] {
+            let new = source(&fields);
+            assert!(!is_current(&new, rows.schema_ref()));
+            assert_eq!(accepted_events(&new, &rows).unwrap(), decode(&new, &records).events);
+        }
+    }
 }

@@ -102,7 +102,11 @@ fn new_writer(schema: &SchemaRef) -> Result<ArrowWriter<Vec<u8>>, ParquetError> 
 pub(crate) fn read_rows(
     file: Bytes,
 ) -> Result<impl Iterator<Item = Result<RecordBatch, arrow::error::ArrowError>>, ParquetError> {
-    ParquetRecordBatchReaderBuilder::try_new(file)?.with_batch_size(READ_ROWS).build()
+    let file = ParquetRecordBatchReaderBuilder::try_new(file)?;
+    // The reader leaves the schema's metadata out of its batches; it says under which definition they were decoded.
+    let schema = Arc::clone(file.schema());
+    let rows = file.with_batch_size(READ_ROWS).build()?;
+    Ok(rows.map(move |rows| rows?.with_schema(Arc::clone(&schema))))
 }
 
 /// Why a file is not (known to be) durable, or not usable.

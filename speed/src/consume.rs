@@ -1,10 +1,14 @@
 //! Joins the consumer group for the topics of all sources, and joins again when those change.
+//!
+//! A member of a group reads a partition from one place only, but several sources may be fed by one topic. So sources are
+//! spread over lanes, each with at most one source of every topic and a group of its own: `group`, `group.1`, ...
+//! Nearly always there is one lane. If workers disagree on lanes while definitions change, the ledger still counts one.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use lamina_core::log::{Log, LogError};
 use lamina_metric::Catalog;
-use tokio::time::timeout;
+use tokio::{task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -20,11 +24,42 @@ const NO_TOPIC_PAUSE: Duration = Duration::from_secs(2);
 /// Topic → the source that it feeds.
 pub(crate) type Topics = BTreeMap<String, String>;
 
+/// Runs one lane for each source of the topic that feeds most.
 pub(crate) async fn run(deps: Arc<Deps>, config: Arc<Config>, stop: CancellationToken) -> Result<(), SpeedError> {
+    let mut catalog = deps.catalog.clone();
+    let mut catalog_open = true;
+    let mut lanes = JoinSet::new();
+    let mut started = 0;
+    loop {
+        let needed = (1..).find(|lane| topics_of(&catalog.borrow_and_update(), *lane).is_empty()).unwrap_or(1);
+        while started < needed {
+            lanes.spawn(run_lane(Arc::clone(&deps), Arc::clone(&config), started, stop.clone()));
+            started += 1;
+        }
+        tokio::select! {
+            changed = catalog.changed(), if catalog_open => catalog_open = changed.is_ok(),
+            ended = lanes.join_next() => match ended {
+                None => return Ok(()),
+                Some(Ok(ended)) => ended?,
+                Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                Some(Err(_)) => {}
+            }
+        }
+    }
+}
+
+/// Consumes one source of each topic, until `stop`.
+async fn run_lane(
+    deps: Arc<Deps>,
+    config: Arc<Config>,
+    lane: usize,
+    stop: CancellationToken,
+) -> Result<(), SpeedError> {
+    let group = if lane == 0 { config.group.clone() } else { format!("{}.{lane}", config.group) };
     let mut backoff = Backoff::new();
     while !stop.is_cancelled() {
         let mut catalog = deps.catalog.clone();
-        let wanted = topics_of(&catalog.borrow_and_update());
+        let wanted = topics_of(&catalog.borrow_and_update(), lane);
         let present = present(&*deps.log, &wanted).await;
         if present.is_empty() {
             tokio::select! {
@@ -36,17 +71,17 @@ pub(crate) async fn run(deps: Arc<Deps>, config: Arc<Config>, stop: Cancellation
             continue;
         }
         let topics: Vec<String> = present.keys().cloned().collect();
-        let consumer = match deps.log.join(&config.group, &topics).await {
+        let consumer = match deps.log.join(&group, &topics).await {
             Ok(consumer) => consumer,
-            Err(cause @ LogError::Refused(_)) => return Err(SpeedError::Join { group: config.group.clone(), cause }),
+            Err(cause @ LogError::Refused(_)) => return Err(SpeedError::Join { group, cause }),
             Err(error) => {
-                warn!(%error, group = config.group, "cannot join the consumer group yet");
+                warn!(%error, group, "cannot join the consumer group yet");
                 let _ = timeout(backoff.next(), stop.cancelled()).await;
                 continue;
             }
         };
-        info!(group = config.group, ?topics, "joined the consumer group");
-        let membership = Membership::new(Arc::clone(&deps), Arc::clone(&config), consumer, wanted, present);
+        info!(group, ?topics, "joined the consumer group");
+        let membership = Membership::new(Arc::clone(&deps), Arc::clone(&config), lane, consumer, wanted, present);
         match membership.run(&stop).await {
             Left::Stopped => return Ok(()),
             Left::TopicsChanged => backoff.reset(),
@@ -59,14 +94,16 @@ pub(crate) async fn run(deps: Arc<Deps>, config: Arc<Config>, stop: Cancellation
     Ok(())
 }
 
-/// The topics of all sources. Where two sources name one topic, the first of them by name is consumed.
-pub(crate) fn topics_of(catalog: &Catalog) -> Topics {
+/// Of each topic the source that is `lane`th by name among those it feeds, counted from 0.
+pub(crate) fn topics_of(catalog: &Catalog, lane: usize) -> Topics {
+    let mut fed: BTreeMap<&str, usize> = BTreeMap::new();
     let mut topics = Topics::new();
     for source in catalog.sources.values() {
-        let first = topics.entry(source.topic.clone()).or_insert_with(|| source.name.clone());
-        if *first != source.name {
-            error!(source = source.name, topic = source.topic, %first, "topic feeds another source already; this one is not consumed");
+        let before = fed.entry(&source.topic).or_default();
+        if *before == lane {
+            topics.insert(source.topic.clone(), source.name.clone());
         }
+        *before += 1;
     }
     topics
 }

@@ -32,6 +32,8 @@ const POLL: Duration = Duration::from_millis(20);
 const DRAIN: Duration = Duration::from_secs(8);
 /// The same when the process stops: nobody waits for the partitions yet.
 const DRAIN_AT_STOP: Duration = Duration::from_secs(20);
+/// Pause before the task of a partition that broke off is started again.
+const BROKEN_PAUSE: Duration = Duration::from_secs(1);
 /// How long leaving the group may take.
 const LEAVE: Duration = Duration::from_secs(10);
 /// How often topics that did not exist are looked for.
@@ -61,6 +63,7 @@ struct Part {
 pub(crate) struct Membership {
     deps: Arc<Deps>,
     config: Arc<Config>,
+    lane: usize,
     consumer: Box<dyn Consumer>,
     /// Topics that the definitions name, and those of them that were joined for.
     wanted: Topics,
@@ -83,6 +86,7 @@ impl Membership {
     pub(crate) fn new(
         deps: Arc<Deps>,
         config: Arc<Config>,
+        lane: usize,
         consumer: Box<dyn Consumer>,
         wanted: Topics,
         joined: Topics,
@@ -90,6 +94,7 @@ impl Membership {
         Self {
             deps,
             config,
+            lane,
             consumer,
             wanted,
             joined,
@@ -108,8 +113,10 @@ impl Membership {
     /// Works until `stop`, until the topics change, or until the consumer fails.
     pub(crate) async fn run(mut self, stop: &CancellationToken) -> Left {
         loop {
-            self.reap();
+            let ended = self.reap();
+            // What a task asked for before it ended is done before it is forgotten.
             self.obey().await;
+            self.forget(ended);
             self.release().await;
             self.resume().await;
             self.decide_to_leave(stop).await;
@@ -135,7 +142,7 @@ impl Membership {
 
     async fn handle(&mut self, event: Event) {
         match event {
-            Event::Assigned(partitions) => partitions.into_iter().for_each(|partition| self.begin(partition)),
+            Event::Assigned(partitions) => partitions.into_iter().for_each(|one| self.begin(one, Duration::ZERO)),
             Event::Revoked(partitions) => {
                 info!(?partitions, "partitions are revoked; sealing them");
                 partitions.iter().for_each(|partition| self.drain(partition, DRAIN));
@@ -155,8 +162,8 @@ impl Membership {
         }
     }
 
-    /// Starts the task of an assigned partition.
-    fn begin(&mut self, partition: TopicPartition) {
+    /// Starts the task of an assigned partition, after a pause.
+    fn begin(&mut self, partition: TopicPartition, pause: Duration) {
         let Some(source) = self.joined.get(&partition.0).filter(|_| self.leaving.is_none()) else { return };
         let source = source.clone();
         self.drop_part(&partition);
@@ -173,7 +180,7 @@ impl Membership {
             commands: self.commands.0.clone(),
         });
         let drain = CancellationToken::new();
-        let abort = self.tasks.spawn(own(place, drain.clone()));
+        let abort = self.tasks.spawn(own(place, drain.clone(), pause));
         self.task_of.insert(abort.id(), (partition.clone(), task));
         self.parts.insert(partition, Part { task, abort, drain, feed: None, paused: false, deadline: None });
     }
@@ -243,23 +250,8 @@ impl Membership {
         }
     }
 
-    /// Notes tasks that have ended; one that broke off is started again.
-    fn reap(&mut self) {
-        while let Some(ended) = self.tasks.try_join_next_with_id() {
-            let (id, failure) = match ended {
-                Ok((id, ())) => (id, None),
-                Err(error) => (error.id(), Some(error)),
-            };
-            let Some((partition, task)) = self.task_of.remove(&id) else { continue };
-            let Some(part) = self.parts.get(&partition).filter(|part| part.task == task) else { continue };
-            let draining = part.drain.is_cancelled();
-            self.parts.remove(&partition);
-            if !draining {
-                let error = failure.map(|failure| failure.to_string()).unwrap_or_default();
-                error!(?partition, error, "task of a partition broke off; starting it again");
-                self.begin(partition);
-            }
-        }
+    /// Tasks that have ended, with the reason if they broke off; those that are late to drain are dropped.
+    fn reap(&mut self) -> Vec<(Id, String)> {
         let now = Instant::now();
         let late = |part: &Part| part.deadline.is_some_and(|deadline| now >= deadline);
         let late: Vec<TopicPartition> =
@@ -267,6 +259,28 @@ impl Membership {
         for partition in late {
             warn!(?partition, "partition did not drain in time; its open epoch is left to whoever takes over");
             self.drop_part(&partition);
+        }
+        let mut ended = Vec::new();
+        while let Some(task) = self.tasks.try_join_next_with_id() {
+            ended.push(match task {
+                Ok((id, ())) => (id, String::new()),
+                Err(error) => (error.id(), error.to_string()),
+            });
+        }
+        ended
+    }
+
+    /// Forgets tasks that have ended; one that broke off is started again.
+    fn forget(&mut self, ended: Vec<(Id, String)>) {
+        for (id, error) in ended {
+            let Some((partition, task)) = self.task_of.remove(&id) else { continue };
+            let Some(part) = self.parts.get(&partition).filter(|part| part.task == task) else { continue };
+            let draining = part.drain.is_cancelled();
+            self.parts.remove(&partition);
+            if !draining {
+                error!(?partition, error, "task of a partition broke off; starting it again");
+                self.begin(partition, BROKEN_PAUSE);
+            }
         }
     }
 
@@ -304,7 +318,7 @@ impl Membership {
         let revision = self.deps.catalog.borrow().revision;
         if revision != self.revision {
             self.revision = revision;
-            return topics_of(&self.deps.catalog.borrow()) != self.wanted;
+            return topics_of(&self.deps.catalog.borrow(), self.lane) != self.wanted;
         }
         if Instant::now() < self.look_for_topics {
             return false;

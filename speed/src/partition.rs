@@ -101,8 +101,9 @@ impl From<LedgerError> for Interrupt {
     }
 }
 
-/// Holds the partition, again and again, until `drain` and all is sealed.
-pub(crate) async fn own(place: Arc<Place>, drain: CancellationToken) {
+/// After a pause, holds the partition, again and again, until `drain` and all is sealed.
+pub(crate) async fn own(place: Arc<Place>, drain: CancellationToken, pause: Duration) {
+    let _ = timeout(pause, drain.cancelled()).await;
     let mut backoff = Backoff::new();
     while !drain.is_cancelled() {
         let began = Instant::now();

@@ -222,11 +222,13 @@ impl Check<'_> {
     /// The share of grain buckets to which both layers contribute.
     fn fed_by_both(&self, lamina: &Lamina, metric: &str) -> f64 {
         let truth = self.set.query.iter().find(|truth| truth.metric == metric).expect("a truth of the metric");
+        let known = lamina.get(&format!("/v1/metrics/{metric}"), &[]);
+        let grain = known["definition"]["grain"].as_str().expect("a grain");
         let buckets = |layer: &str| -> BTreeSet<String> {
             let parameters = [
                 ("from", truth.params["from"].as_str()),
                 ("to", truth.params["to"].as_str()),
-                ("step", "1h"),
+                ("step", grain),
                 ("layer", layer),
             ];
             let parameters: Vec<_> = parameters.map(|(name, value)| (name.to_owned(), value.to_owned())).into();

@@ -12,39 +12,39 @@ use serde_json::Value;
 /// One data set: how its truths are asked.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct DataSet {
+pub(crate) struct DataSet {
     /// Truths, or columns of them (`truth.column`), that these aggregates cannot express, with the reason.
     #[serde(default)]
-    pub left_out: BTreeMap<String, String>,
-    pub query: Vec<Truth>,
+    pub(crate) left_out: BTreeMap<String, String>,
+    pub(crate) query: Vec<Truth>,
 }
 
 /// One truth as a query; the format is told in `examples/truths.toml`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Truth {
-    pub truth: String,
-    pub metric: String,
-    pub params: BTreeMap<String, String>,
-    pub map: BTreeMap<String, String>,
+pub(crate) struct Truth {
+    pub(crate) truth: String,
+    pub(crate) metric: String,
+    pub(crate) params: BTreeMap<String, String>,
+    pub(crate) map: BTreeMap<String, String>,
     #[serde(default)]
-    pub how: BTreeMap<String, String>,
+    pub(crate) how: BTreeMap<String, String>,
     #[serde(default)]
-    pub rows: Rows,
-    pub absent: Option<f64>,
+    pub(crate) rows: Rows,
+    pub(crate) absent: Option<f64>,
 }
 
 /// Whether the answer may have points that the truth does not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Rows {
+pub(crate) enum Rows {
     #[default]
     Equal,
     Subset,
 }
 
 /// The data folder beside the project, if it is there. Continuous integration must have it.
-pub fn data_folder() -> Option<PathBuf> {
+pub(crate) fn data_folder() -> Option<PathBuf> {
     let given = std::env::var_os("LAMINA_TEST_DATA").map(PathBuf::from);
     let folder = given.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data"));
     let there = folder.join("wikiticker.ndjson.gz").is_file();
@@ -56,23 +56,23 @@ pub fn data_folder() -> Option<PathBuf> {
 }
 
 /// The events of a data set.
-pub fn file_of(data: &Path, name: &str) -> PathBuf {
+pub(crate) fn file_of(data: &Path, name: &str) -> PathBuf {
     let forms = ["ndjson.gz", "csv.gz"].map(|form| data.join(format!("{name}.{form}")));
     forms.into_iter().find(|path| path.is_file()).unwrap_or_else(|| panic!("{} holds no {name}", data.display()))
 }
 
-pub fn examples() -> PathBuf {
+pub(crate) fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")
 }
 
-pub fn data_sets() -> BTreeMap<String, DataSet> {
+pub(crate) fn data_sets() -> BTreeMap<String, DataSet> {
     let path = examples().join("truths.toml");
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     toml::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// The rows of every truth of a data set.
-pub fn truths(data: &Path, name: &str) -> BTreeMap<String, Vec<Value>> {
+pub(crate) fn truths(data: &Path, name: &str) -> BTreeMap<String, Vec<Value>> {
     let path = data.join(format!("{name}.truth.json"));
     let file: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     let truths = &file["truths"];
@@ -86,7 +86,7 @@ pub fn truths(data: &Path, name: &str) -> BTreeMap<String, Vec<Value>> {
 
 impl Truth {
     /// The query's parameters, with the aggregates that are compared.
-    pub fn parameters(&self) -> Vec<(String, String)> {
+    pub(crate) fn parameters(&self) -> Vec<(String, String)> {
         let mut asked: Vec<&str> = self.map.values().filter_map(|what| what.strip_prefix("aggregate:")).collect();
         asked.sort_unstable();
         asked.dedup();
@@ -95,7 +95,7 @@ impl Truth {
     }
 
     /// Every difference between the answer and the truth, in words.
-    pub fn differences(&self, answer: &Value, truth: &[Value]) -> Vec<String> {
+    pub(crate) fn differences(&self, answer: &Value, truth: &[Value]) -> Vec<String> {
         let mut found = self.points(answer);
         let mut differences = Vec::new();
         for row in truth {

@@ -3,12 +3,12 @@
 use std::{fs, sync::atomic::Ordering, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use lamina_core::log::Event;
+use lamina_core::{LogId, log::Event};
 use lamina_metric::{accepted_events, archive_schema};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use crate::world::{TOPIC, World, compile};
+use crate::world::{DEFINITIONS, TOPIC, World, compile};
 
 const FLAVOURS: [&str; 4] = ["en", "de", "fr", "hidden"];
 
@@ -138,9 +138,10 @@ async fn the_archive_holds_every_record_and_what_became_of_it() {
         let file = fs::read(world.archive.path().join(&archive.path)).unwrap();
         assert_eq!((file.len() as u64, crc32fast::hash(&file)), (archive.bytes, archive.checksum));
         let (mut rows, mut accepted) = (0, 0);
-        for batch in ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::from(file)).unwrap().build().unwrap() {
+        let reader = ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::from(file)).unwrap();
+        assert_eq!(**reader.schema(), *archive_schema(&source));
+        for batch in reader.build().unwrap() {
             let batch = batch.unwrap();
-            assert_eq!(batch.schema(), archive_schema(&source));
             rows += batch.num_rows() as u64;
             accepted += accepted_events(&source, &batch).unwrap().num_rows() as u64;
             let column = batch.column_by_name("_offset").unwrap();
@@ -191,5 +192,21 @@ async fn new_definitions_count_from_the_next_epoch_on() {
     world.all_visible().await;
     let (table, _) = world.read("later").await.unwrap();
     assert_eq!(table.values().copied().collect::<Vec<_>>(), [(1, 4)], "earlier epochs do not count for a new metric");
+    worker.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sources_that_share_a_topic_are_each_folded() {
+    let twin = DEFINITIONS.replace("edits", "twin").replace("metric.added", "metric.twin_added");
+    let world = World::with(2, &twin.replace("format =", "topic = \"edits\"\nformat ="));
+    let worker = world.start("g");
+    for i in 0..100 {
+        world.push(i % 2, 1_000 + i64::from(i), &i.to_string(), "en", 1);
+    }
+    world.all_visible().await;
+    world.all_sealed().await;
+    let twin = LogId::new("twin", "t1");
+    let sealed = async || (0..2).all(|partition| world.store.ledger(&twin, partition).sealed_end() == 50);
+    world.until("the other source is sealed too", sealed).await;
     worker.drain().await;
 }

@@ -69,7 +69,7 @@ impl MemoryStore {
     /// Which call goes wrong, and whether it takes effect all the same.
     fn trouble(&self) -> Option<bool> {
         let (call, every) = (self.calls.fetch_add(1, Ordering::SeqCst), self.uncertain_every.load(Ordering::SeqCst));
-        (every > 0 && call.is_multiple_of(every)).then_some((call / every).is_multiple_of(2))
+        (every > 0 && call.is_multiple_of(every)).then(|| (call / every).is_multiple_of(2))
     }
 }
 

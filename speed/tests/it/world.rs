@@ -30,7 +30,7 @@ use crate::{memory_log::MemoryLog, memory_store::MemoryStore};
 pub(crate) const TOPIC: &str = "edits";
 pub(crate) const WINDOW: Micros = 10_000_000;
 
-const DEFINITIONS: &str = r#"
+pub(crate) const DEFINITIONS: &str = r#"
 [source.edits]
 format = "json"
 time = "time"
