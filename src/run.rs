@@ -149,7 +149,8 @@ impl Node {
     pub async fn open(config: &Config, built_in: Vec<(String, String)>) -> Result<Self, StartError> {
         let backends = Backends::open(config)?;
         let store = Arc::clone(&backends.store);
-        let definitions = Arc::new(Definitions::new(config.definitions.clone(), built_in, store));
+        let definitions =
+            Arc::new(Definitions::new(config.definitions.clone(), built_in, store, Arc::clone(&backends.log)));
         match definitions.refresh().await {
             Ok(()) => {}
             Err(error @ CatalogError::Invalid(_)) => return Err(StartError::Definitions(error)),
