@@ -49,8 +49,8 @@ impl DurableFolder {
         let root = self.root.clone();
         let synced = tokio::task::spawn_blocking(move || {
             let folders = file.ancestors().skip(1).take_while(|folder| folder.starts_with(&root));
-            let paths = std::iter::once(file.as_path()).chain(folders);
-            paths.map(|path| File::open(path)?.sync_all()).collect::<std::io::Result<()>>()
+            let mut paths = std::iter::once(file.as_path()).chain(folders);
+            paths.try_for_each(|path| File::open(path)?.sync_all())
         });
         match synced.await {
             Ok(done) => done.map_err(|error| failed(&self.root, error)),

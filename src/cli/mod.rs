@@ -41,7 +41,7 @@ enum Command {
     /// Recompute sampled buckets from the archive and compare
     Audit(client::Audit),
     /// Query a metric
-    Query(client::Query),
+    Query(Box<client::Query>),
     /// How fresh metrics are; exits 3 on a breach
     Freshness(client::Freshness),
     /// Recompute from the archive

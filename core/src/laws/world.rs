@@ -218,8 +218,8 @@ impl World {
                 self.workers[at] = (!worker.is_gone()).then_some(worker);
             }
             None => {
-                let rivals = (0..WORKERS).map(|w| partition as usize * WORKERS + w).filter(|&w| w != at);
-                let owned = rivals.map(|w| self.workers[w].is_some()).any(|owned| owned);
+                let mut rivals = (0..WORKERS).map(|w| partition as usize * WORKERS + w).filter(|&w| w != at);
+                let owned = rivals.any(|w| self.workers[w].is_some());
                 // a rival makes the other a zombie; that should not happen all the time
                 if !owned || (self.faults.zombies && self.roll(6) == 0) {
                     self.workers[at] = Worker::take_over(self, partition);
