@@ -212,11 +212,14 @@ impl Default for RawBatch {
 /// A duration given as `500ms`, `1s`, `10m`, ...
 fn duration(key: &str, text: &str, problems: &mut Vec<String>) -> Duration {
     let millis = text.strip_suffix("ms").and_then(|n| n.trim().parse().ok()).map(Duration::from_millis);
-    let found = millis.or_else(|| Length::parse(text).ok().map(|length| Duration::from_micros(length.0.unsigned_abs())));
+    let found =
+        millis.or_else(|| Length::parse(text).ok().map(|length| Duration::from_micros(length.0.unsigned_abs())));
     match found {
         Some(found) if !found.is_zero() => found,
         _ => {
-            problems.push(format!("{key} = {text:?} is not a duration; write for example \"500ms\", \"1s\", \"10m\", \"3d\""));
+            problems.push(format!(
+                "{key} = {text:?} is not a duration; write for example \"500ms\", \"1s\", \"10m\", \"3d\""
+            ));
             Duration::from_secs(1)
         }
     }
@@ -250,7 +253,10 @@ impl Config {
         let speed = speed(&raw.speed, &mut problems);
         let batch = batch(&raw.batch, &speed, &mut problems);
         let listen = raw.http.listen.parse().unwrap_or_else(|_| {
-            problems.push(format!("http.listen = {:?} is not an address; write for example \"127.0.0.1:8080\"", raw.http.listen));
+            problems.push(format!(
+                "http.listen = {:?} is not an address; write for example \"127.0.0.1:8080\"",
+                raw.http.listen
+            ));
             SocketAddr::from(([127, 0, 0, 1], 0))
         });
         if !listen.ip().is_loopback() {

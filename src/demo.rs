@@ -8,7 +8,8 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::json;
 
 /// The definitions that go with the simulation.
-pub const DEFINITIONS: (&str, &str) = ("examples/servers/metrics.toml", include_str!("../examples/servers/metrics.toml"));
+pub const DEFINITIONS: (&str, &str) =
+    ("examples/servers/metrics.toml", include_str!("../examples/servers/metrics.toml"));
 /// The topic that events go to.
 pub const TOPIC: &str = "servers";
 

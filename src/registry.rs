@@ -1,14 +1,17 @@
 //! The definitions in force: files, and documents that came through the API, compiled into one catalogue.
 //!
 //! Every change makes a new revision; a metric whose definition changed gets a new version, which counts epochs from that
-//! revision on. Versions are kept in one document and change by compare-and-set, so that all processes agree.
+//! revision on. So do the metrics of a source whose topic was deleted and made again: what was published of the old topic's
+//! offsets must not cover the new one's. Versions are kept in one document and change by compare-and-set, so that all processes agree.
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
-use lamina_core::{Commit, Document, Documents, StoreError, envelope};
-use lamina_metric::{Catalog, Diagnostic, Versions};
-use lamina_serving::registry::{DefinitionBody, DefinitionKind, Origin, Put, Registry, RegistryError, etag_of_metric, etag_of_source};
+use lamina_core::{Commit, Document, Documents, StoreError, envelope, log::Log};
+use lamina_metric::{Catalog, Diagnostic, Source, Versions};
+use lamina_serving::registry::{
+    DefinitionBody, DefinitionKind, Origin, Put, Registry, RegistryError, etag_of_metric, etag_of_source,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -23,9 +26,16 @@ const ROUNDS: u32 = 20;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Known {
     revision: u64,
-    /// Source → fingerprint of its definition.
-    sources: BTreeMap<String, String>,
+    /// Source → its definition and topic.
+    sources: BTreeMap<String, KnownSource>,
     metrics: BTreeMap<String, KnownMetric>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct KnownSource {
+    fingerprint: String,
+    /// Id of its topic, once it was seen.
+    topic: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,14 +64,15 @@ pub struct Definitions<S: ?Sized> {
     /// Definitions that belong to the program, e.g. the demonstration's: (name, text).
     built_in: Vec<(String, String)>,
     store: Arc<S>,
+    log: Arc<dyn Log>,
     current: watch::Sender<Arc<Catalog>>,
     changing: tokio::sync::Mutex<()>,
 }
 
 impl<S: Documents + ?Sized> Definitions<S> {
-    pub fn new(paths: Vec<PathBuf>, built_in: Vec<(String, String)>, store: Arc<S>) -> Self {
+    pub fn new(paths: Vec<PathBuf>, built_in: Vec<(String, String)>, store: Arc<S>, log: Arc<dyn Log>) -> Self {
         let current = watch::Sender::new(Arc::new(Catalog::empty()));
-        Self { paths, built_in, store, current, changing: tokio::sync::Mutex::new(()) }
+        Self { paths, built_in, store, log, current, changing: tokio::sync::Mutex::new(()) }
     }
 
     /// The catalogue in force; revision 0 until the first [`Definitions::refresh`] succeeded.
@@ -90,7 +101,7 @@ impl<S: Documents + ?Sized> Definitions<S> {
         for _ in 0..ROUNDS {
             let (version, known) = self.known().await?;
             let draft = Catalog::compile(texts, &Versions::default()).map_err(CatalogError::Invalid)?;
-            let next = known.with(&draft);
+            let next = known.with(&draft, &self.topics(&draft).await);
             if next != known {
                 let value = envelope::pack(&next).map_err(|error| corrupt(&error))?;
                 match self.store.put(VERSIONS.0, VERSIONS.1, version, value.into()).await {
@@ -109,10 +120,23 @@ impl<S: Documents + ?Sized> Definitions<S> {
         Err(CatalogError::Contended)
     }
 
+    /// Source → id of its topic, of those that exist. While the log does not answer nothing is known to have changed.
+    async fn topics(&self, draft: &Catalog) -> BTreeMap<String, String> {
+        let mut topics = BTreeMap::new();
+        for (name, source) in &draft.sources {
+            if let Ok(topic) = self.log.topic(&source.topic).await {
+                topics.insert(name.clone(), topic.id);
+            }
+        }
+        topics
+    }
+
     async fn known(&self) -> Result<(u64, Known), StoreError> {
         match self.store.get(VERSIONS.0, VERSIONS.1).await? {
             None => Ok((0, Known::default())),
-            Some(Document { version, value }) => Ok((version, envelope::unpack(&value).map_err(|error| corrupt(&error))?)),
+            Some(Document { version, value }) => {
+                Ok((version, envelope::unpack(&value).map_err(|error| corrupt(&error))?))
+            }
         }
     }
 
@@ -140,7 +164,9 @@ impl<S: Documents + ?Sized> Definitions<S> {
         match (if_match, &current) {
             (Some("*"), Some(_)) | (None, _) => Ok(current),
             (Some(wanted), Some(have)) if wanted == have => Ok(current),
-            (Some(_), have) => Err(RegistryError::Changed { current: have.clone().unwrap_or_else(|| "none".to_owned()) }),
+            (Some(_), have) => {
+                Err(RegistryError::Changed { current: have.clone().unwrap_or_else(|| "none".to_owned()) })
+            }
         }
     }
 
@@ -241,15 +267,17 @@ impl<S: Documents + ?Sized + 'static> Registry for Definitions<S> {
 }
 
 impl Known {
-    /// What is known once `draft` is in force: an unchanged metric keeps its version.
-    fn with(&self, draft: &Catalog) -> Self {
+    /// What is known once `draft` is in force: an unchanged metric over an unchanged topic keeps its version.
+    fn with(&self, draft: &Catalog, topics: &BTreeMap<String, String>) -> Self {
         let since = self.revision + 1;
         let inactive = |known: &KnownMetric| KnownMetric { active: false, ..known.clone() };
-        let mut metrics: BTreeMap<_, _> = self.metrics.iter().map(|(name, known)| (name.clone(), inactive(known))).collect();
+        let mut metrics: BTreeMap<_, _> =
+            self.metrics.iter().map(|(name, known)| (name.clone(), inactive(known))).collect();
         for (name, metric) in &draft.metrics {
-            let fingerprint = format!("{}/{}", metric.source.definition.fingerprint(), metric.definition.fingerprint());
+            let fingerprint = metric.fingerprint();
+            let same_topic = !self.topic_changed(&metric.source.name, topics);
             let known = match self.metrics.get(name) {
-                Some(known) if known.fingerprint == fingerprint && known.active => known.clone(),
+                Some(known) if known.fingerprint == fingerprint && known.active && same_topic => known.clone(),
                 known => {
                     let version = known.map_or(0, |known| known.version) + 1;
                     KnownMetric { version, since, fingerprint, active: true }
@@ -257,9 +285,22 @@ impl Known {
             };
             metrics.insert(name.clone(), known);
         }
-        let sources = draft.sources.iter().map(|(name, source)| (name.clone(), source.definition.fingerprint())).collect();
+        let source = |(name, source): (&String, &Arc<Source>)| {
+            let before = self.sources.get(name).and_then(|known| known.topic.clone());
+            let topic = topics.get(name).cloned().or(before);
+            (name.clone(), KnownSource { fingerprint: source.definition.fingerprint(), topic })
+        };
+        let sources = draft.sources.iter().map(source).collect();
         let next = Self { revision: self.revision, sources, metrics };
-        if next == *self && self.revision > 0 { next } else { Self { revision: since, ..next } }
+        // that a topic is seen for the first time changes no definition
+        let forget = |known: &Self| known.sources.values().map(|source| source.fingerprint.clone()).collect::<Vec<_>>();
+        let same = next.metrics == self.metrics && forget(&next) == forget(self) && self.revision > 0;
+        if same { next } else { Self { revision: since, ..next } }
+    }
+
+    fn topic_changed(&self, source: &str, topics: &BTreeMap<String, String>) -> bool {
+        let before = self.sources.get(source).and_then(|known| known.topic.as_ref());
+        matches!((before, topics.get(source)), (Some(before), Some(now)) if before != now)
     }
 
     fn versions(&self) -> Versions {
@@ -270,4 +311,58 @@ impl Known {
 
 fn corrupt(error: &envelope::EnvelopeError) -> StoreError {
     StoreError::Corrupt { what: "versions of definitions".into(), why: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOURCE: &str =
+        "[source.s]\nformat = \"json\"\ntime = \"t\"\n[source.s.fields]\nt = \"timestamp\"\nv = \"int64\"\n";
+
+    fn catalog(metrics: &str) -> Catalog {
+        Catalog::compile(&[("m.toml".to_owned(), format!("{SOURCE}{metrics}"))], &Versions::default()).unwrap()
+    }
+
+    fn metric(name: &str, grain: &str) -> String {
+        format!("[metric.{name}]\nsource = \"s\"\nvalue = \"v\"\naggregates = [\"sum\"]\ngrain = \"{grain}\"\n")
+    }
+
+    fn topic(id: &str) -> BTreeMap<String, String> {
+        BTreeMap::from([("s".to_owned(), id.to_owned())])
+    }
+
+    fn version(known: &Known, name: &str) -> (u32, u64) {
+        known.versions().metrics[name]
+    }
+
+    #[test]
+    fn only_what_changed_gets_a_new_version() {
+        let first = Known::default().with(&catalog(&(metric("a", "1m") + &metric("b", "1m"))), &BTreeMap::new());
+        assert_eq!((first.revision, version(&first, "a"), version(&first, "b")), (1, (1, 1), (1, 1)));
+        let same = first.with(&catalog(&(metric("b", "1m") + &metric("a", "1m"))), &topic("x"));
+        assert_eq!((same.revision, version(&same, "a")), (1, (1, 1)));
+        let changed = same.with(&catalog(&(metric("a", "1h") + &metric("b", "1m"))), &topic("x"));
+        assert_eq!((changed.revision, version(&changed, "a"), version(&changed, "b")), (2, (2, 2), (1, 1)));
+    }
+
+    #[test]
+    fn a_metric_that_comes_back_counts_anew() {
+        let both = Known::default().with(&catalog(&(metric("a", "1m") + &metric("b", "1m"))), &BTreeMap::new());
+        let without = both.with(&catalog(&metric("a", "1m")), &BTreeMap::new());
+        assert_eq!(without.revision, 2);
+        let back = without.with(&catalog(&(metric("a", "1m") + &metric("b", "1m"))), &BTreeMap::new());
+        assert_eq!((back.revision, version(&back, "a"), version(&back, "b")), (3, (1, 1), (2, 3)));
+    }
+
+    #[test]
+    fn a_topic_that_was_made_again_makes_new_versions() {
+        let definitions = catalog(&metric("a", "1m"));
+        let known = Known::default().with(&definitions, &topic("x")).with(&definitions, &topic("x"));
+        assert_eq!(version(&known, "a"), (1, 1));
+        let unseen = known.with(&definitions, &BTreeMap::new());
+        assert_eq!(unseen, known, "a log that does not answer changes nothing");
+        let again = known.with(&definitions, &topic("y"));
+        assert_eq!((again.revision, version(&again, "a")), (2, (2, 2)));
+    }
 }

@@ -81,11 +81,13 @@ impl Backends {
         let needs_folder = matches!(config.log, LogConfig::Embedded) || matches!(config.store, StoreConfig::Embedded);
         let opened = if needs_folder { Some(embedded::open(&config.data_dir)?) } else { None };
         let log: Arc<dyn Log> = match (&config.log, &opened) {
-            (LogConfig::Kafka { brokers, replication_factor, options }, _) => Arc::new(KafkaLog::connect(KafkaConfig {
-                brokers: brokers.clone(),
-                replication_factor: *replication_factor,
-                options: options.clone(),
-            })?),
+            (LogConfig::Kafka { brokers, replication_factor, options }, _) => {
+                Arc::new(KafkaLog::connect(KafkaConfig {
+                    brokers: brokers.clone(),
+                    replication_factor: *replication_factor,
+                    options: options.clone(),
+                })?)
+            }
             (LogConfig::Embedded, Some(opened)) => Arc::clone(&opened.log) as _,
             (LogConfig::Embedded, None) => unreachable!("the folder is opened for an embedded log"),
         };
@@ -147,7 +149,8 @@ impl Node {
     pub async fn open(config: &Config, built_in: Vec<(String, String)>) -> Result<Self, StartError> {
         let backends = Backends::open(config)?;
         let store = Arc::clone(&backends.store);
-        let definitions = Arc::new(Definitions::new(config.definitions.clone(), built_in, store));
+        let definitions =
+            Arc::new(Definitions::new(config.definitions.clone(), built_in, store, Arc::clone(&backends.log)));
         match definitions.refresh().await {
             Ok(()) => {}
             Err(error @ CatalogError::Invalid(_)) => return Err(StartError::Definitions(error)),
@@ -203,7 +206,11 @@ impl Node {
         };
         let serving = lamina_serving::Config { partitions: config.partitions, ..lamina_serving::Config::default() };
         // every role answers health and metrics; only serving answers queries
-        let app = if roles.serving { lamina_serving::router(deps, &serving) } else { lamina_serving::health_router(deps, &serving) };
+        let app = if roles.serving {
+            lamina_serving::router(deps, &serving)
+        } else {
+            lamina_serving::health_router(deps, &serving)
+        };
         self.spawn("serving", lamina_serving::run(listener, app, serving, self.stop.clone()));
         Ok(address)
     }

@@ -1,7 +1,10 @@
 //! A view's cap on series, as the speed layer applies it: per partition and epoch the first `cap` series by first
 //! appearance, the rest together under the overflow series.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use lamina_core::Offset;
 use lamina_metric::{ChunkError, Series, View};
@@ -10,7 +13,7 @@ use crate::fold::Groups;
 
 /// The series of each row in this view.
 pub(crate) fn series_of(groups: &Groups, view: &View) -> Result<Vec<Series>, ChunkError> {
-    let columns: Vec<_> = view.dimensions.iter().map(|&at| groups.dimensions[at].clone()).collect();
+    let columns: Vec<_> = view.dimensions.iter().map(|&at| Arc::clone(&groups.dimensions[at])).collect();
     let mut series = Vec::with_capacity(groups.len());
     for row in 0..groups.len() {
         series.push(Series::of_row(&columns, row)?);

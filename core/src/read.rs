@@ -266,8 +266,15 @@ async fn read_batch<C: Chunks + ?Sized>(
         ranges.iter().flat_map(|(periods, base)| request.shards.iter().map(move |&shard| (periods, *base, shard)));
     let reads = scans.map(|(periods, base, shard)| {
         let periods = periods.clone();
-        let scan =
-            BatchScan { generation, view: request.view, width: request.width, base, shard, periods, series: request.series };
+        let scan = BatchScan {
+            generation,
+            view: request.view,
+            width: request.width,
+            base,
+            shard,
+            periods,
+            series: request.series,
+        };
         async move { chunks.batch(&scan).await }.boxed()
     });
     let reads: Reads<'_, _> = reads.collect();

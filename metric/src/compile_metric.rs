@@ -20,8 +20,6 @@ const DEFAULT_SHARDS: u32 = 4;
 const MOST_SHARDS: u32 = 256;
 const DEFAULT_CAP: u32 = 100_000;
 const MOST_DIMENSIONS: usize = 16;
-const MOST_TOP: u32 = 1_000;
-const AGGREGATES: &str = "count, sum, min, max, avg, first, last, distinct(FIELD), quantiles and top(FIELD, K)";
 
 /// The source that a metric is over.
 pub(crate) enum Over<'a> {
@@ -231,7 +229,7 @@ impl Compiler<'_, '_> {
         let mut inputs: Vec<String> = Vec::new();
         for (i, text) in definition.aggregates.iter().enumerate() {
             let path = format!("aggregates[{i}]");
-            let aggregate = match parse_aggregate(text, &mut inputs) {
+            let aggregate = match Aggregate::parse(text, &mut inputs) {
                 Ok(aggregate) => aggregate,
                 Err(problem) => {
                     self.note(&path, problem);
@@ -357,66 +355,6 @@ fn people_type(kind: &DataType) -> &'static str {
         DataType::Timestamp(..) => "timestamp",
         DataType::List(_) => "list",
         _ => "string",
-    }
-}
-
-/// `inputs` are the arguments so far; aggregates of the same argument share one.
-fn parse_aggregate(text: &str, inputs: &mut Vec<String>) -> Result<Aggregate, Problem> {
-    let text = text.trim();
-    let simple = match text {
-        "count" => Some(Aggregate::Count),
-        "sum" => Some(Aggregate::Sum),
-        "min" => Some(Aggregate::Min),
-        "max" => Some(Aggregate::Max),
-        "avg" => Some(Aggregate::Avg),
-        "first" => Some(Aggregate::First),
-        "last" => Some(Aggregate::Last),
-        "quantiles" => Some(Aggregate::Quantiles),
-        _ => None,
-    };
-    if let Some(simple) = simple {
-        return Ok(simple);
-    }
-    let unknown = || {
-        let name = text.split('(').next().unwrap_or(text);
-        let names = ["count", "sum", "min", "max", "avg", "first", "last", "distinct", "quantiles", "top"];
-        let percentile = name.starts_with('p') && name[1..].starts_with(|c: char| c.is_ascii_digit());
-        let help = match (percentile, nearest(name, names)) {
-            (true, _) => "keep quantiles; queries ask for p50, p99.9 and so on".to_owned(),
-            (false, _) if matches!(name, "mean" | "average") => "did you mean avg?".to_owned(),
-            (false, _) if name == "median" => "keep quantiles; queries ask for p50".to_owned(),
-            (false, Some("distinct")) => "write distinct(FIELD)".to_owned(),
-            (false, Some("top")) => "write top(FIELD, K)".to_owned(),
-            (false, Some(near)) => format!("did you mean {near}?"),
-            (false, None) => format!("aggregates are {AGGREGATES}"),
-        };
-        Problem::new(format!("aggregate {text:?} is not known"), help)
-    };
-    let mut input_of = |field: &str| match inputs.iter().position(|known| known == field) {
-        Some(input) => input,
-        None => {
-            inputs.push(field.to_owned());
-            inputs.len() - 1
-        }
-    };
-    let (name, arguments) = text.strip_suffix(')').and_then(|text| text.split_once('(')).ok_or_else(unknown)?;
-    let arguments = arguments.trim();
-    match name.trim() {
-        "distinct" if !arguments.is_empty() => {
-            Ok(Aggregate::Distinct { field: arguments.to_owned(), input: input_of(arguments) })
-        }
-        "top" if !arguments.is_empty() => {
-            let split = arguments.rsplit_once(',').and_then(|(field, k)| Some((field.trim(), k.trim().parse().ok()?)));
-            let (field, k) = split.unwrap_or((arguments, 10));
-            if !(1..=MOST_TOP).contains(&k) || field.is_empty() {
-                return Err(Problem::new(
-                    format!("{text} is not usable"),
-                    format!("write top(FIELD, K) with K from 1 to {MOST_TOP}"),
-                ));
-            }
-            Ok(Aggregate::Top { field: field.to_owned(), input: input_of(field), k })
-        }
-        _ => Err(unknown()),
     }
 }
 

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, RecordBatch, new_empty_array, new_null_array},
+    array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, new_empty_array, new_null_array},
     compute::{CastOptions, cast_with_options, concat},
     datatypes::{
         DataType, Float64Type, Int64Type, Schema, TimeUnit, TimestampMicrosecondType, TimestampMillisecondType,
@@ -81,8 +81,9 @@ impl Planner {
             .with_config_options(Arc::clone(self.state.config_options()))
             .build();
         let simplifier = ExprSimplifier::new(context);
-        let logical =
-            simplifier.coerce(logical, &df_schema).and_then(|expr| simplifier.simplify(expr)).map_err(fail)?;
+        let logical = simplifier.coerce(logical, &df_schema).map_err(fail)?;
+        self.check_constants(&logical, &df_schema).map_err(fail)?;
+        let logical = simplifier.simplify(logical).map_err(fail)?;
         let physical = self.state.create_physical_expr(logical, &df_schema).map_err(fail)?;
         let physical = without_wrapping(physical).map_err(fail)?;
         let given = physical.data_type(schema).map_err(fail)?;
@@ -91,6 +92,22 @@ impl Planner {
             PlanError::Other(Problem::new(format!("the expression gives {given}, which cannot be used"), help))
         })?;
         Ok(Expression { physical, data_type })
+    }
+
+    /// Simplifying computes what is constant, and wraps where a row's arithmetic would fail: so it is computed here first.
+    fn check_constants(&self, expr: &Expr, schema: &DFSchema) -> Result<(), DataFusionError> {
+        let one_row = RecordBatchOptions::new().with_row_count(Some(1));
+        let one_row = RecordBatch::try_new_with_options(Arc::new(Schema::empty()), vec![], &one_row)?;
+        expr.apply(|part| {
+            let arithmetic = matches!(part, Expr::BinaryExpr(binary) if binary.op.is_numerical_operators());
+            if !arithmetic || !part.column_refs().is_empty() {
+                return Ok(TreeNodeRecursion::Continue);
+            }
+            let physical = self.state.create_physical_expr(part.clone(), schema)?;
+            without_wrapping(physical)?.evaluate(&one_row)?;
+            Ok(TreeNodeRecursion::Jump)
+        })?;
+        Ok(())
     }
 }
 
@@ -329,10 +346,10 @@ pub(crate) fn to_canonical(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, 
     if array.data_type() == to {
         return Ok(Arc::clone(array));
     }
-    if let DataType::Timestamp(unit, _) = array.data_type() {
-        if *to == MICROS {
-            return floor_to_micros(array, *unit);
-        }
+    if let DataType::Timestamp(unit, _) = array.data_type()
+        && *to == MICROS
+    {
+        return floor_to_micros(array, *unit);
     }
     cast_with_options(array, to, &CastOptions { safe: false, ..CastOptions::default() })
 }

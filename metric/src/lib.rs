@@ -1,4 +1,11 @@
 //! Definitions of sources and metrics, compiled into one fold that both layers run.
+//!
+//! The walk: TOML → [`Catalog`] ([`Source`]s and [`Metric`]s) → records decoded to events → rows prepared → states.
+//!
+//! # Invariants
+//! - Decoding and preparing are pure functions of a record and the definition: no clock, no chance, no I/O.
+//! - What is wrong with one record or row never touches another.
+//! - States merge in any order to the same value.
 
 pub mod aggregate;
 pub mod answer;

@@ -11,10 +11,8 @@ use crate::time::format_time;
 
 /// Times are RFC 3339 in UTC, everything else as SQL's `CAST ... AS TEXT` has it.
 pub(crate) fn to_text(values: &ArrayRef) -> Result<StringArray, ArrowError> {
-    if let DataType::Timestamp(..) = values.data_type() {
-        if let Some(times) = values.as_primitive_opt::<TimestampMicrosecondType>() {
-            return Ok(times.iter().map(|at| at.map(format_time)).collect());
-        }
+    if let Some(times) = values.as_primitive_opt::<TimestampMicrosecondType>() {
+        return Ok(times.iter().map(|at| at.map(format_time)).collect());
     }
     let options = CastOptions { safe: false, ..CastOptions::default() };
     let texts = cast_with_options(values, &DataType::Utf8, &options)?;

@@ -66,14 +66,20 @@ impl App {
     pub(crate) fn metric(&self, name: &str) -> Result<Arc<Metric>, Problem> {
         let catalog = self.catalog();
         catalog.metrics.get(name).cloned().ok_or_else(|| {
-            Problem::not_found("unknown_metric", format!("there is no metric {name:?}; {}", have(catalog.metrics.keys())))
+            Problem::not_found(
+                "unknown_metric",
+                format!("there is no metric {name:?}; {}", have(catalog.metrics.keys())),
+            )
         })
     }
 
     pub(crate) fn source(&self, name: &str) -> Result<Arc<Source>, Problem> {
         let catalog = self.catalog();
         catalog.sources.get(name).cloned().ok_or_else(|| {
-            Problem::not_found("unknown_source", format!("there is no source {name:?}; {}", have(catalog.sources.keys())))
+            Problem::not_found(
+                "unknown_source",
+                format!("there is no source {name:?}; {}", have(catalog.sources.keys())),
+            )
         })
     }
 }

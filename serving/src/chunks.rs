@@ -143,9 +143,10 @@ impl Chunks for CachedChunks {
         }
         let rows =
             self.store.scan(scan.view, scan.width, scan.base, scan.shard, scan.periods.clone(), scan.series).await?;
-        let parts = tokio::task::spawn_blocking(move || rows.into_iter().map(decode_batch).collect::<Result<Vec<_>, _>>())
-            .await
-            .map_err(|error| StoreError::Corrupt { what: "a batch chunk".to_owned(), why: error.to_string() })??;
+        let parts =
+            tokio::task::spawn_blocking(move || rows.into_iter().map(decode_batch).collect::<Result<Vec<_>, _>>())
+                .await
+                .map_err(|error| StoreError::Corrupt { what: "a batch chunk".to_owned(), why: error.to_string() })??;
         self.batch.insert(key, Arc::new(parts.clone())).await;
         Ok(parts)
     }

@@ -63,6 +63,10 @@ impl Default for Config {
 
 impl Default for FreshnessLimits {
     fn default() -> Self {
-        Self { lag_warn: Duration::from_secs(10), lag_breach: Duration::from_secs(60), stalled: Duration::from_secs(30) }
+        Self {
+            lag_warn: Duration::from_secs(10),
+            lag_breach: Duration::from_secs(60),
+            stalled: Duration::from_secs(30),
+        }
     }
 }

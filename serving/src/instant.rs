@@ -53,7 +53,8 @@ mod tests {
 
     #[test]
     fn an_instant_is_rfc_3339_or_unix_milliseconds() {
-        for text in ["2015-09-12T00:00:00Z", "2015-09-12T02:00:00+02:00", "2015-09-12T02:00:00 02:00", "1442016000000"] {
+        for text in ["2015-09-12T00:00:00Z", "2015-09-12T02:00:00+02:00", "2015-09-12T02:00:00 02:00", "1442016000000"]
+        {
             assert_eq!(parse(text).map(format).as_deref(), Some("2015-09-12T00:00:00Z"), "{text}");
         }
         assert_eq!(parse("-1"), Some(-1_000));

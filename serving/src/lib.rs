@@ -26,3 +26,4 @@ pub use config::{Config, FreshnessLimits};
 pub use http::{health_router, router};
 pub use registry::{DefinitionBody, DefinitionKind, Put, Registry, RegistryError};
 pub use run::run;
+pub use token::Token;

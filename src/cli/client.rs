@@ -150,7 +150,8 @@ impl Freshness {
             let mut table = Table::new(&["METRIC", "STATUS", "LAG MS", "BATCH AGE MS", "GENERATION", "REASON"]);
             let one = std::slice::from_ref(answer);
             for metric in answer["metrics"].as_array().map_or(one, Vec::as_slice) {
-                let cells = [&metric["metric"], &metric["status"], &metric["speed"]["lag_ms"], &metric["batch"]["age_ms"]];
+                let cells =
+                    [&metric["metric"], &metric["status"], &metric["speed"]["lag_ms"], &metric["batch"]["age_ms"]];
                 let rest = [&metric["batch"]["generation"], &metric["reason"]];
                 table.rows.push(cells.into_iter().chain(rest).map(cell).collect());
             }
@@ -162,7 +163,8 @@ impl Freshness {
 
 impl Recompute {
     pub(super) async fn run(self) -> Done {
-        let body = recompute_body(&self.metrics, self.from.as_ref(), self.to.as_ref(), self.dry_run, self.reason.as_ref());
+        let body =
+            recompute_body(&self.metrics, self.from.as_ref(), self.to.as_ref(), self.dry_run, self.reason.as_ref());
         let job = start_recompute(&self.server, &body).await?;
         println!("{job}");
         if self.no_wait {
@@ -202,7 +204,9 @@ impl Jobs {
         let given = [("state", &self.state), ("kind", &self.kind)];
         let parameters: Vec<_> = given.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?))).collect();
         let answer = send(self.server.request(Method::GET, &["v1", "jobs"])?.query(&parameters)).await?;
-        output::print(self.output, &answer, |answer| jobs_table(answer["jobs"].as_array().map_or(&[][..], Vec::as_slice)));
+        output::print(self.output, &answer, |answer| {
+            jobs_table(answer["jobs"].as_array().map_or(&[][..], Vec::as_slice))
+        });
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -219,7 +223,13 @@ impl Audit {
     }
 }
 
-fn recompute_body(metrics: &[String], from: Option<&String>, to: Option<&String>, dry_run: bool, reason: Option<&String>) -> Value {
+fn recompute_body(
+    metrics: &[String],
+    from: Option<&String>,
+    to: Option<&String>,
+    dry_run: bool,
+    reason: Option<&String>,
+) -> Value {
     let mut body = json!({"metrics": metrics, "dry_run": dry_run});
     for (name, value) in [("from", from), ("to", to), ("reason", reason)] {
         if let Some(value) = value {
@@ -264,7 +274,8 @@ fn jobs_table(jobs: &[Value]) -> Table {
     let mut table = Table::new(&["ID", "KIND", "STATE", "STAGE", "DONE", "TOTAL", "ROWS", "CREATED", "ERROR"]);
     for job in jobs {
         let progress = &job["progress"];
-        let cells = [&job["id"], &job["kind"], &job["state"], &progress["stage"], &progress["done"], &progress["total"]];
+        let cells =
+            [&job["id"], &job["kind"], &job["state"], &progress["stage"], &progress["done"], &progress["total"]];
         let rest = [&progress["rows"], &job["created_at"], &job["error"]];
         table.rows.push(cells.into_iter().chain(rest).map(cell).collect());
     }
@@ -274,7 +285,8 @@ fn jobs_table(jobs: &[Value]) -> Table {
 impl Server {
     /// A request to the path made of `segments`, each escaped.
     pub(super) fn request(&self, method: Method, segments: &[&str]) -> Result<RequestBuilder, Failure> {
-        let mut url = url::Url::parse(&self.server).map_err(|why| Failure::usage(format!("--server {:?}: {why}", self.server)))?;
+        let mut url = url::Url::parse(&self.server)
+            .map_err(|why| Failure::usage(format!("--server {:?}: {why}", self.server)))?;
         let cannot = |()| Failure::usage(format!("--server {:?} is not an http URL", self.server));
         url.path_segments_mut().map_err(cannot)?.pop_if_empty().extend(segments);
         Ok(Client::new().request(method, url))
@@ -288,7 +300,8 @@ pub(super) async fn send(request: RequestBuilder) -> Result<Value, Failure> {
         Failure { message: format!("{}{hint}", Failure::from_error(1, &error).message), code: 1 }
     })?;
     let status = answer.status();
-    let body: Value = answer.json().await.map_err(|error| Failure::failed(format!("answer {status} is not JSON: {error}")))?;
+    let body: Value =
+        answer.json().await.map_err(|error| Failure::failed(format!("answer {status} is not JSON: {error}")))?;
     if status.is_success() {
         return Ok(body);
     }

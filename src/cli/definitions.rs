@@ -35,7 +35,8 @@ pub(super) struct Infer {
 
 impl Validate {
     pub(super) fn run(self) -> Done {
-        let (configurations, mut paths): (Vec<_>, Vec<_>) = self.chosen()?.into_iter().partition(|path| path.ends_with("lamina.toml"));
+        let (configurations, mut paths): (Vec<_>, Vec<_>) =
+            self.chosen()?.into_iter().partition(|path| path.ends_with("lamina.toml"));
         let mut wrong = 0;
         for path in &configurations {
             match Config::load(path) {
@@ -69,7 +70,9 @@ impl Validate {
         }
         let usual = [PathBuf::from("lamina.toml"), PathBuf::from("metrics")];
         let found = usual.into_iter().find(|path| path.exists());
-        found.map(|path| vec![path]).ok_or_else(|| Failure::usage("there is no lamina.toml and no metrics/ here; name what to check"))
+        found
+            .map(|path| vec![path])
+            .ok_or_else(|| Failure::usage("there is no lamina.toml and no metrics/ here; name what to check"))
     }
 }
 
@@ -83,7 +86,11 @@ fn show(diagnostic: &Diagnostic) {
     }
     let text = std::fs::read_to_string(&diagnostic.file).unwrap_or_default();
     let report = Report::new(report).with_source_code(NamedSource::new(&diagnostic.file, text));
-    let theme = if std::env::var_os("NO_COLOR").is_some() { GraphicalTheme::unicode_nocolor() } else { GraphicalTheme::default() };
+    let theme = if std::env::var_os("NO_COLOR").is_some() {
+        GraphicalTheme::unicode_nocolor()
+    } else {
+        GraphicalTheme::default()
+    };
     let mut shown = String::new();
     match GraphicalReportHandler::new_themed(theme).render_report(&mut shown, report.as_ref()) {
         Ok(()) => eprintln!("{shown}"),
@@ -93,7 +100,8 @@ fn show(diagnostic: &Diagnostic) {
 
 impl Infer {
     pub(super) fn run(self) -> Done {
-        let sample = read_sample(&self.file).map_err(|error| Failure::usage(format!("{}: {error}", self.file.display())))?;
+        let sample =
+            read_sample(&self.file).map_err(|error| Failure::usage(format!("{}: {error}", self.file.display())))?;
         let stem = self.file.file_name().and_then(|name| name.to_str()).and_then(|name| name.split('.').next());
         let name = self.name.as_deref().or(stem).unwrap_or("events");
         let proposal = lamina_metric::infer(&sample, name).map_err(Failure::failed)?;

@@ -39,19 +39,29 @@ pub(super) struct Demo {
 impl Demo {
     pub(super) async fn run(self) -> Done {
         telemetry::init_logs("warn");
-        let temporary = tempfile::tempdir().map_err(|error| Failure::failed(format!("no temporary folder: {error}")))?;
+        let temporary =
+            tempfile::tempdir().map_err(|error| Failure::failed(format!("no temporary folder: {error}")))?;
         let data = self.data.clone().unwrap_or_else(|| temporary.path().to_owned());
         let mut config = Config::embedded(&data).map_err(Failure::usage)?;
         if !self.listen.ip().is_loopback() {
-            return Err(Failure::usage(format!("--listen {}: the demonstration has no keys, so it listens on loopback only", self.listen)));
+            return Err(Failure::usage(format!(
+                "--listen {}: the demonstration has no keys, so it listens on loopback only",
+                self.listen
+            )));
         }
         config.listen = self.listen;
         config.speed.epoch = Duration::from_secs(5);
-        config.batch.schedule = "*/15 * * * * *".parse().map_err(|error: lamina_batch::BatchError| Failure::failed(error))?;
+        config.batch.schedule =
+            "*/15 * * * * *".parse().map_err(|error: lamina_batch::BatchError| Failure::failed(error))?;
         let built_in = vec![(DEFINITIONS.0.to_owned(), DEFINITIONS.1.to_owned())];
         let node = Node::open(&config, built_in).await.map_err(|error| Failure::from_error(2, &error))?;
         stop_on_signals(node.stop());
-        let topic = node.backends.log.ensure_topic(TOPIC, config.partitions).await.map_err(|error| Failure::from_error(1, &error))?;
+        let topic = node
+            .backends
+            .log
+            .ensure_topic(TOPIC, config.partitions)
+            .await
+            .map_err(|error| Failure::from_error(1, &error))?;
         let address = node.start(&config, Roles::ALL).await.map_err(|error| Failure::from_error(1, &error))?;
         announce(address, &topic.id);
         let sender = tokio::spawn(send(
@@ -102,7 +112,9 @@ fn announce(address: SocketAddr, topic: &str) {
     let now = SystemClock.now() / 1_000;
     let range = format!("from={}&to={}", (now / hour - 1) * hour, (now / hour + 2) * hour);
     println!("  load by region         {base}/v1/metrics/load/query?{range}&group_by=region&aggregate=count,avg");
-    println!("  latency by minute      {base}/v1/metrics/latency/query?{range}&step=1m&aggregate=p50,p99,distinct(host)");
+    println!(
+        "  latency by minute      {base}/v1/metrics/latency/query?{range}&step=1m&aggregate=p50,p99,distinct(host)"
+    );
     println!("  how fresh              {base}/v1/freshness");
     println!("  the API                {base}/docs");
     println!();

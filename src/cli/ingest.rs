@@ -9,6 +9,7 @@ use std::{
 
 use flate2::read::MultiGzDecoder;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use lamina_serving::Token;
 use reqwest::Method;
 use serde_json::Value;
 
@@ -19,7 +20,7 @@ const CHUNK: usize = 1 << 20;
 /// Rejected events that are shown; the rest is counted.
 const SHOWN: usize = 10;
 
-/// Send a file of events. The last line on stdout is the position token of the last request.
+/// Send a file of events. Prints the position token of everything that was sent.
 #[derive(clap::Args)]
 pub(super) struct Ingest {
     /// Source to send to
@@ -35,29 +36,37 @@ impl Ingest {
     pub(super) async fn run(self) -> Done {
         let definition = send(self.server.request(Method::GET, &["v1", "sources", &self.source])?).await?;
         let definition = &definition["definition"];
+        let content_type = match definition["format"].as_str() {
+            Some("csv") => "text/csv",
+            Some("text") => "text/plain",
+            _ => "application/x-ndjson",
+        };
         let header = definition["format"] == "csv" && definition["header"].as_bool().unwrap_or(true);
         let unreadable = |error: io::Error| Failure::usage(format!("{}: {error}", self.file.display()));
-        let (input, size) = self.open().map_err(unreadable)?;
-        let bar = progress(size);
+        let bar = progress(self.size());
+        let input = self.open(&bar).map_err(unreadable)?;
         let mut chunks = Chunks::new(BufReader::new(input), header).map_err(unreadable)?;
         let mut sent = Sent::default();
         while let Some(body) = chunks.next().map_err(unreadable)? {
-            bar.inc(body.len() as u64);
-            let content = if definition["format"] == "csv" { "text/csv" } else if definition["format"] == "text" { "text/plain" } else { "application/x-ndjson" };
             let request = self.server.request(Method::POST, &["v1", "sources", &self.source, "events"])?;
-            let answer = send(request.header("content-type", content).body(body)).await?;
+            let answer = send(request.header("content-type", content_type).body(body)).await?;
             sent.add(&answer);
         }
         bar.finish_and_clear();
         sent.report()
     }
 
-    fn open(&self) -> io::Result<(Box<dyn Read>, Option<u64>)> {
+    /// Bytes of the file; a stream's are not known.
+    fn size(&self) -> Option<u64> {
+        self.file.metadata().ok().map(|metadata| metadata.len())
+    }
+
+    /// The file or standard input; the bar follows what is read of it.
+    fn open(&self, bar: &ProgressBar) -> io::Result<Box<dyn Read>> {
         if self.file.as_os_str() == "-" {
-            return Ok((decompressed(io::stdin())?, None));
+            return decompressed(bar.wrap_read(io::stdin()));
         }
-        let file = File::open(&self.file)?;
-        Ok((decompressed(file)?, None))
+        decompressed(bar.wrap_read(File::open(&self.file)?))
     }
 }
 
@@ -66,7 +75,7 @@ impl Ingest {
 struct Sent {
     accepted: u64,
     rejected: u64,
-    position: Option<String>,
+    position: Option<Token>,
 }
 
 impl Sent {
@@ -79,13 +88,17 @@ impl Sent {
             self.rejected += 1;
         }
         self.accepted += answer["accepted"].as_u64().unwrap_or(0);
-        self.position = answer["position"].as_str().map(str::to_owned).or(self.position.take());
+        let position = answer["position"].as_str().and_then(Token::decode);
+        self.position = match (self.position.take(), position) {
+            (Some(before), Some(now)) => before.clone().and(&now).or(Some(now)),
+            (before, now) => now.or(before),
+        };
     }
 
     fn report(self) -> Done {
         eprintln!("{} events acknowledged, {} rejected", self.accepted, self.rejected);
         if let Some(position) = self.position {
-            println!("{position}");
+            println!("{}", position.encode());
         }
         Ok(if self.rejected == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
@@ -131,7 +144,7 @@ impl<R: BufRead> Chunks<R> {
 
 fn progress(size: Option<u64>) -> ProgressBar {
     let bar = size.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
-    let style = ProgressStyle::with_template("{spinner} {bytes} sent, {bytes_per_sec}, {elapsed}");
+    let style = ProgressStyle::with_template("{spinner} {bytes} of {total_bytes} read, {bytes_per_sec}, {elapsed}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     if !io::stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::hidden());

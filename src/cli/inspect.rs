@@ -3,7 +3,10 @@
 use std::{process::ExitCode, sync::Arc};
 
 use clap::Subcommand;
-use lamina_core::{Cut, Epoch, Ledger, LogId, Micros, Partition, ViewId, generation, ledger::Archive, read, store::Consistency, store::Part};
+use lamina_core::{
+    Cut, Epoch, Ledger, LogId, Micros, Partition, ViewId, generation, ledger::Archive, read, store::Consistency,
+    store::Part,
+};
 use lamina_metric::{Ask, BatchChunk, Catalog, Metric, Numbers, Series, SpeedChunk, States, View, time::format_time};
 use serde_json::{Map, Value, json};
 
@@ -62,7 +65,10 @@ fn failed(error: impl std::error::Error) -> Failure {
 impl Looking {
     fn metric(&self, name: &str) -> Result<&Arc<Metric>, Failure> {
         let known = || self.catalog.metrics.keys().cloned().collect::<Vec<_>>().join(", ");
-        self.catalog.metrics.get(name).ok_or_else(|| Failure::usage(format!("no metric {name:?}; there are: {}", known())))
+        self.catalog
+            .metrics
+            .get(name)
+            .ok_or_else(|| Failure::usage(format!("no metric {name:?}; there are: {}", known())))
     }
 
     async fn log(&self, source: &str) -> Result<(LogId, Vec<Partition>), Failure> {
@@ -78,7 +84,10 @@ impl Looking {
             let mark = read::open_mark(&*self.node.backends.store, &log, partition, &ledger).await.map_err(failed)?;
             print_ledger(partition, &ledger);
             if let Some(mark) = mark {
-                println!("{}", json!({"partition": partition, "mark": {"end": mark.end, "number": mark.number, "watermark": mark.watermark.map(format_time)}}));
+                println!(
+                    "{}",
+                    json!({"partition": partition, "mark": {"end": mark.end, "number": mark.number, "watermark": mark.watermark.map(format_time)}})
+                );
             }
         }
         Ok(())
@@ -91,8 +100,12 @@ impl Looking {
             let names = names(metric, view);
             let published = json!({"generation": state.published.generation, "cut": cut(&state.published.cut),
                 "bases": state.published.bases.iter().map(|(range, base)| json!([format_time(range.start), format_time(range.end), base])).collect::<Vec<_>>()});
-            let open = state.open.map(|open| json!({"generation": open.generation, "cut": cut(&open.cut), "base": open.base}));
-            println!("{}", json!({"view": view.id.as_str(), "dimensions": names, "version": version, "published": published, "open": open}));
+            let open =
+                state.open.map(|open| json!({"generation": open.generation, "cut": cut(&open.cut), "base": open.base}));
+            println!(
+                "{}",
+                json!({"view": view.id.as_str(), "dimensions": names, "version": version, "published": published, "open": open})
+            );
         }
         Ok(())
     }
@@ -109,12 +122,16 @@ impl Looking {
                 for &shard in &shards {
                     let chunks = match &wanted.part {
                         lamina_core::snapshot::WantedPart::Whole(end) => {
-                            let found = store.whole(&view.id, shard, wanted.slot, wanted.epoch, *end).await.map_err(failed)?;
+                            let found =
+                                store.whole(&view.id, shard, wanted.slot, wanted.epoch, *end).await.map_err(failed)?;
                             found.into_iter().map(|bytes| (Part::Whole(*end), bytes)).collect::<Vec<_>>()
                         }
                         lamina_core::snapshot::WantedPart::Deltas(mark) => {
                             let upto = mark.sequences.get(&(view.id.clone(), shard)).copied().unwrap_or(0);
-                            let found = store.deltas(&view.id, shard, wanted.slot, wanted.epoch, 0..upto).await.map_err(failed)?;
+                            let found = store
+                                .deltas(&view.id, shard, wanted.slot, wanted.epoch, 0..upto)
+                                .await
+                                .map_err(failed)?;
                             found.into_iter().map(|(n, bytes)| (Part::Delta(n), bytes)).collect()
                         }
                     };
@@ -123,7 +140,15 @@ impl Looking {
                         let place = json!({"view": view.id.as_str(), "shard": shard, "partition": wanted.partition,
                             "epoch": wanted.epoch.to_string(), "start": wanted.start, "part": format!("{part:?}"), "bytes": bytes.len()});
                         for (row, (series, bucket)) in chunk.rows.iter().enumerate() {
-                            print_state(metric, view, &place, chunk.series.get(*series as usize), *bucket, &chunk.states, row)?;
+                            print_state(
+                                metric,
+                                view,
+                                &place,
+                                chunk.series.get(*series as usize),
+                                *bucket,
+                                &chunk.states,
+                                row,
+                            )?;
                         }
                     }
                 }
@@ -136,7 +161,8 @@ impl Looking {
         let metric = self.metric(metric)?;
         for view in &metric.views {
             let (_, state) = generation::load_view(&*self.node.backends.store, &view.id).await.map_err(failed)?;
-            let bases: std::collections::BTreeSet<u32> = state.published.bases.iter().map(|(_, base)| *base).chain([0]).collect();
+            let bases: std::collections::BTreeSet<u32> =
+                state.published.bases.iter().map(|(_, base)| *base).chain([0]).collect();
             for width in metric.widths() {
                 for (shard, &base) in (0..view.shards).flat_map(|shard| bases.iter().map(move |base| (shard, base))) {
                     self.batch_shard(metric, view, width, base, shard).await?;
@@ -146,7 +172,14 @@ impl Looking {
         Ok(())
     }
 
-    async fn batch_shard(&self, metric: &Metric, view: &View, width: Micros, base: u32, shard: u32) -> Result<(), Failure> {
+    async fn batch_shard(
+        &self,
+        metric: &Metric,
+        view: &View,
+        width: Micros,
+        base: u32,
+        shard: u32,
+    ) -> Result<(), Failure> {
         let Some((first, last)) = self.event_time(metric).await? else { return Ok(()) };
         let period = lamina_core::store::period(width);
         let periods = first.div_euclid(period) * period..last + 1;
@@ -178,9 +211,24 @@ impl Looking {
     }
 }
 
-fn request<'a>(log: &'a LogId, partitions: &'a [Partition], view: &'a View, metric: &Metric, shards: &'a [u32]) -> read::Request<'a> {
+fn request<'a>(
+    log: &'a LogId,
+    partitions: &'a [Partition],
+    view: &'a View,
+    metric: &Metric,
+    shards: &'a [u32],
+) -> read::Request<'a> {
     let id: &ViewId = &view.id;
-    read::Request { log, partitions, view: id, since: metric.since, shards, width: metric.grain, periods: 0..0, series: None }
+    read::Request {
+        log,
+        partitions,
+        view: id,
+        since: metric.since,
+        shards,
+        width: metric.grain,
+        periods: 0..0,
+        series: None,
+    }
 }
 
 fn names(metric: &Metric, view: &View) -> Vec<String> {
@@ -193,8 +241,10 @@ fn cut(cut: &Cut) -> Value {
 
 fn print_ledger(partition: Partition, ledger: &Ledger) {
     for epoch in &ledger.epochs {
-        let file = |archive: &Archive| json!({"path": archive.path, "bytes": archive.bytes, "accepted": archive.counts.accepted,
-            "dead": archive.counts.dead, "duplicates": archive.counts.duplicates, "absent": archive.counts.absent});
+        let file = |archive: &Archive| {
+            json!({"path": archive.path, "bytes": archive.bytes, "accepted": archive.counts.accepted,
+            "dead": archive.counts.dead, "duplicates": archive.counts.duplicates, "absent": archive.counts.absent})
+        };
         let line = json!({"partition": partition, "version": ledger.version, "epoch": epoch.id.to_string(), "start": epoch.start,
             "end": epoch.end, "opened_at": format_time(epoch.opened_at), "alive_until": format_time(epoch.alive_until),
             "revision": epoch.revision, "lost": epoch.lost, "archive": epoch.archive.as_ref().map(file)});
@@ -217,7 +267,9 @@ fn print_state(
     line["dimensions"] = named.collect::<Map<_, _>>().into();
     line["bucket"] = json!(format_time(bucket));
     for ask in asks(metric) {
-        let answer = states.answer(row, &ask).map_or_else(|error| json!(error.to_string()), |answer| answer.to_json(Numbers::Number));
+        let answer = states
+            .answer(row, &ask)
+            .map_or_else(|error| json!(error.to_string()), |answer| answer.to_json(Numbers::Number));
         line[ask.name()] = answer;
     }
     println!("{line}");

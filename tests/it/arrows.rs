@@ -33,7 +33,8 @@ fn core_imports_nothing_of_ours_and_metric_only_core() {
 #[test]
 fn layers_do_not_know_each_other() {
     for layer in LAYERS {
-        let foreign: Vec<_> = ours(layer).into_iter().filter(|name| name != "lamina-core" && name != "lamina-metric").collect();
+        let foreign: Vec<_> =
+            ours(layer).into_iter().filter(|name| name != "lamina-core" && name != "lamina-metric").collect();
         assert!(foreign.is_empty(), "{layer} imports {foreign:?}; share through lamina-core");
     }
 }

@@ -56,7 +56,10 @@ impl Events {
     fn write<'a>(&self, folder: &Path, name: &str, lines: impl Iterator<Item = &'a String>) -> PathBuf {
         let path = folder.join(format!("{name}.{}", self.extension));
         let mut file = std::io::BufWriter::new(fs::File::create(&path).unwrap());
-        for line in self.header.iter().chain(lines) {
+        for line in self.header.iter() {
+            writeln!(file, "{line}").unwrap();
+        }
+        for line in lines {
             writeln!(file, "{line}").unwrap();
         }
         file.flush().unwrap();
@@ -148,7 +151,9 @@ impl Check<'_> {
                 self.metrics().iter().all(|metric| covered(&self.ask(lamina, metric)))
             });
         } else {
-            lamina.until("batch covers everything", || self.metrics().iter().all(|metric| covered(&self.ask(lamina, metric))));
+            lamina.until("batch covers everything", || {
+                self.metrics().iter().all(|metric| covered(&self.ask(lamina, metric)))
+            });
         }
     }
 
@@ -219,16 +224,19 @@ impl Check<'_> {
     /// The share of grain buckets to which both layers contribute.
     fn fed_by_both(&self, lamina: &Lamina, metric: &str) -> f64 {
         let truth = self.set.query.iter().find(|truth| truth.metric == metric).expect("a truth of the metric");
+        let known = lamina.get(&format!("/v1/metrics/{metric}"), &[]);
+        let grain = known["definition"]["grain"].as_str().expect("a grain");
         let buckets = |layer: &str| -> BTreeSet<String> {
             let parameters = [
                 ("from", truth.params["from"].as_str()),
                 ("to", truth.params["to"].as_str()),
-                ("step", "1h"),
+                ("step", grain),
                 ("layer", layer),
             ];
             let parameters: Vec<_> = parameters.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
             let answer = lamina.query(metric, &parameters);
-            let points = answer["series"].as_array().expect("series").iter().flat_map(|series| series["points"].as_array());
+            let points =
+                answer["series"].as_array().expect("series").iter().flat_map(|series| series["points"].as_array());
             points.flatten().filter_map(|point| point["start"].as_str().map(str::to_owned)).collect()
         };
         let (batch, speed) = (buckets("batch"), buckets("speed"));

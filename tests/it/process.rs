@@ -10,12 +10,12 @@ use std::{
 
 use serde_json::{Value, json};
 
-pub const LAMINA: &str = env!("CARGO_BIN_EXE_lamina");
+pub(crate) const LAMINA: &str = env!("CARGO_BIN_EXE_lamina");
 const START: Duration = Duration::from_secs(60);
 
 /// Where a process keeps its log and its views.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Backend {
+pub(crate) enum Backend {
     Embedded,
     /// Kafka and Cassandra.
     Real,
@@ -23,7 +23,7 @@ pub enum Backend {
 
 impl Backend {
     /// Whether the real backends may be left out: only when asked, and never in continuous integration.
-    pub fn skipped(self) -> bool {
+    pub(crate) fn skipped(self) -> bool {
         let asked = std::env::var_os("LAMINA_SKIP_REAL").is_some();
         assert!(!(asked && in_ci()), "LAMINA_SKIP_REAL must not be set in continuous integration");
         if self == Self::Real && asked {
@@ -34,34 +34,34 @@ impl Backend {
     }
 }
 
-pub fn in_ci() -> bool {
+pub(crate) fn in_ci() -> bool {
     std::env::var_os("CI").is_some()
 }
 
 /// What differs between the processes of a test.
 #[derive(Clone, Debug)]
-pub struct Settings {
-    pub definitions: PathBuf,
-    pub backend: Backend,
-    pub partitions: u32,
+pub(crate) struct Settings {
+    pub(crate) definitions: PathBuf,
+    pub(crate) backend: Backend,
+    pub(crate) partitions: u32,
     /// `[speed] epoch`
-    pub epoch: &'static str,
+    pub(crate) epoch: &'static str,
     /// `[batch] schedule`
-    pub schedule: &'static str,
+    pub(crate) schedule: &'static str,
 }
 
 /// A running process with a folder of its own. Killed when dropped.
-pub struct Lamina {
+pub(crate) struct Lamina {
     child: Child,
-    pub folder: PathBuf,
+    pub(crate) folder: PathBuf,
     config: PathBuf,
-    pub url: String,
+    pub(crate) url: String,
     client: reqwest::blocking::Client,
 }
 
 impl Lamina {
     /// Writes a configuration into `folder` and starts `lamina serve`; returns once it is ready.
-    pub fn start(folder: &Path, settings: &Settings, keyspace: &str) -> Self {
+    pub(crate) fn start(folder: &Path, settings: &Settings, keyspace: &str) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let config = folder.join("lamina.toml");
         fs::write(&config, configuration(folder, settings, keyspace, port)).unwrap();
@@ -77,13 +77,13 @@ impl Lamina {
     }
 
     /// kill -9.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     /// Starts again over the same folder.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.child = spawn(&self.config, &self.folder);
         self.wait_until_ready();
     }
@@ -102,13 +102,13 @@ impl Lamina {
         }
     }
 
-    pub fn log_tail(&self) -> String {
+    pub(crate) fn log_tail(&self) -> String {
         let log = fs::read_to_string(self.folder.join("lamina.log")).unwrap_or_default();
         log.lines().rev().take(40).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 
     /// Sends a file with `lamina ingest`; returns the position token.
-    pub fn ingest(&self, source: &str, file: &Path) -> String {
+    pub(crate) fn ingest(&self, source: &str, file: &Path) -> String {
         let sent = run(&["ingest", "--server", &self.url, "--source", source, &file.to_string_lossy()]);
         let errors = String::from_utf8_lossy(&sent.stderr).into_owned();
         assert!(sent.status.success(), "ingest of {}: {errors}\n{}", file.display(), self.log_tail());
@@ -116,19 +116,19 @@ impl Lamina {
     }
 
     /// A GET whose answer must be a success.
-    pub fn get(&self, path: &str, parameters: &[(String, String)]) -> Value {
+    pub(crate) fn get(&self, path: &str, parameters: &[(String, String)]) -> Value {
         let answer = self.client.get(format!("{}{path}", self.url)).query(parameters).send().unwrap();
         let (status, body) = (answer.status(), answer.text().unwrap());
         assert!(status.is_success(), "GET {path} {parameters:?}: {status} {body}\n{}", self.log_tail());
         serde_json::from_str(&body).unwrap_or_else(|error| panic!("GET {path}: {error}: {body}"))
     }
 
-    pub fn query(&self, metric: &str, parameters: &[(String, String)]) -> Value {
+    pub(crate) fn query(&self, metric: &str, parameters: &[(String, String)]) -> Value {
         self.get(&format!("/v1/metrics/{metric}/query"), parameters)
     }
 
     /// Recomputes everything and waits for the job's end.
-    pub fn recompute_all(&self) {
+    pub(crate) fn recompute_all(&self) {
         let url = format!("{}/v1/recomputes", self.url);
         let answer = self.client.post(url).json(&json!({"reason": "test"})).send().unwrap();
         let (status, body) = (answer.status(), answer.text().unwrap());
@@ -143,7 +143,7 @@ impl Lamina {
     }
 
     /// Polls until `condition` holds.
-    pub fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
+    pub(crate) fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
         let from = Instant::now();
         while !condition() {
             assert!(from.elapsed() < Duration::from_secs(120), "waited in vain until {what}: {}", self.log_tail());
@@ -171,7 +171,7 @@ fn spawn(config: &Path, folder: &Path) -> Child {
         .unwrap()
 }
 
-pub fn run(arguments: &[&str]) -> Output {
+pub(crate) fn run(arguments: &[&str]) -> Output {
     Command::new(LAMINA).args(arguments).stdin(Stdio::null()).output().unwrap()
 }
 

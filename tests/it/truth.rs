@@ -12,73 +12,82 @@ use serde_json::Value;
 /// One data set: how its truths are asked.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct DataSet {
+pub(crate) struct DataSet {
     /// Truths, or columns of them (`truth.column`), that these aggregates cannot express, with the reason.
     #[serde(default)]
-    pub left_out: BTreeMap<String, String>,
-    pub query: Vec<Truth>,
+    pub(crate) left_out: BTreeMap<String, String>,
+    pub(crate) query: Vec<Truth>,
 }
 
 /// One truth as a query; the format is told in `examples/truths.toml`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Truth {
-    pub truth: String,
-    pub metric: String,
-    pub params: BTreeMap<String, String>,
-    pub map: BTreeMap<String, String>,
+pub(crate) struct Truth {
+    pub(crate) truth: String,
+    pub(crate) metric: String,
+    pub(crate) params: BTreeMap<String, String>,
+    pub(crate) map: BTreeMap<String, String>,
     #[serde(default)]
-    pub how: BTreeMap<String, String>,
+    pub(crate) how: BTreeMap<String, String>,
     #[serde(default)]
-    pub rows: Rows,
-    pub absent: Option<f64>,
+    pub(crate) rows: Rows,
+    pub(crate) absent: Option<f64>,
 }
 
 /// Whether the answer may have points that the truth does not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Rows {
+pub(crate) enum Rows {
     #[default]
     Equal,
     Subset,
 }
 
 /// The data folder beside the project, if it is there. Continuous integration must have it.
-pub fn data_folder() -> Option<PathBuf> {
+pub(crate) fn data_folder() -> Option<PathBuf> {
     let given = std::env::var_os("LAMINA_TEST_DATA").map(PathBuf::from);
     let folder = given.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data"));
     let there = folder.join("wikiticker.ndjson.gz").is_file();
-    assert!(there || !super::process::in_ci(), "{} must hold the real data sets in continuous integration", folder.display());
+    assert!(
+        there || !super::process::in_ci(),
+        "{} must hold the real data sets in continuous integration",
+        folder.display()
+    );
     if !there {
-        eprintln!("skipped: {} does not hold the real data sets (LAMINA_TEST_DATA names another folder)", folder.display());
+        eprintln!(
+            "skipped: {} does not hold the real data sets (LAMINA_TEST_DATA names another folder)",
+            folder.display()
+        );
     }
     there.then_some(folder)
 }
 
 /// The events of a data set.
-pub fn file_of(data: &Path, name: &str) -> PathBuf {
+pub(crate) fn file_of(data: &Path, name: &str) -> PathBuf {
     let forms = ["ndjson.gz", "csv.gz"].map(|form| data.join(format!("{name}.{form}")));
     forms.into_iter().find(|path| path.is_file()).unwrap_or_else(|| panic!("{} holds no {name}", data.display()))
 }
 
-pub fn examples() -> PathBuf {
+pub(crate) fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")
 }
 
-pub fn data_sets() -> BTreeMap<String, DataSet> {
+pub(crate) fn data_sets() -> BTreeMap<String, DataSet> {
     let path = examples().join("truths.toml");
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     toml::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// The rows of every truth of a data set.
-pub fn truths(data: &Path, name: &str) -> BTreeMap<String, Vec<Value>> {
+pub(crate) fn truths(data: &Path, name: &str) -> BTreeMap<String, Vec<Value>> {
     let path = data.join(format!("{name}.truth.json"));
     let file: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     let truths = &file["truths"];
     let rows = |truth: &Value| truth["rows"].as_array().expect("rows").clone();
     match truths {
-        Value::Array(list) => list.iter().map(|truth| (truth["name"].as_str().unwrap().to_owned(), rows(truth))).collect(),
+        Value::Array(list) => {
+            list.iter().map(|truth| (truth["name"].as_str().unwrap().to_owned(), rows(truth))).collect()
+        }
         Value::Object(map) => map.iter().map(|(name, truth)| (name.clone(), rows(truth))).collect(),
         other => panic!("{}: truths are {other}", path.display()),
     }
@@ -86,7 +95,7 @@ pub fn truths(data: &Path, name: &str) -> BTreeMap<String, Vec<Value>> {
 
 impl Truth {
     /// The query's parameters, with the aggregates that are compared.
-    pub fn parameters(&self) -> Vec<(String, String)> {
+    pub(crate) fn parameters(&self) -> Vec<(String, String)> {
         let mut asked: Vec<&str> = self.map.values().filter_map(|what| what.strip_prefix("aggregate:")).collect();
         asked.sort_unstable();
         asked.dedup();
@@ -95,14 +104,18 @@ impl Truth {
     }
 
     /// Every difference between the answer and the truth, in words.
-    pub fn differences(&self, answer: &Value, truth: &[Value]) -> Vec<String> {
+    pub(crate) fn differences(&self, answer: &Value, truth: &[Value]) -> Vec<String> {
         let mut found = self.points(answer);
         let mut differences = Vec::new();
         for row in truth {
-            let is_it = |point: &BTreeMap<&str, Value>| self.keys().all(|(column, what)| same_key(what, &point[column], &row[column]));
+            let is_it = |point: &BTreeMap<&str, Value>| {
+                self.keys().all(|(column, what)| same_key(what, &point[column], &row[column]))
+            };
             match found.iter().position(is_it) {
                 Some(at) => differences.extend(self.compare(row, &found.swap_remove(at))),
-                None if self.absent.is_some_and(|absent| self.values().all(|(column, _)| row[column].as_f64() == Some(absent))) => {}
+                None if self
+                    .absent
+                    .is_some_and(|absent| self.values().all(|(column, _)| row[column].as_f64() == Some(absent))) => {}
                 None => differences.push(format!("{row} is not in the answer")),
             }
         }
@@ -113,7 +126,10 @@ impl Truth {
     }
 
     fn keys(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.map.iter().map(|(column, what)| (column.as_str(), what.as_str())).filter(|(_, what)| !what.starts_with("aggregate:"))
+        self.map
+            .iter()
+            .map(|(column, what)| (column.as_str(), what.as_str()))
+            .filter(|(_, what)| !what.starts_with("aggregate:"))
     }
 
     fn values(&self) -> impl Iterator<Item = (&str, &str)> {
@@ -127,8 +143,12 @@ impl Truth {
             for point in series["points"].as_array().expect("points") {
                 let cell = |what: &str| match what.split_once(':') {
                     None => point["start"].clone(),
-                    Some(("dimension", name)) => series["dimensions"].get(name).unwrap_or_else(|| panic!("no dimension {name}")).clone(),
-                    Some((_, name)) => point.get(name).unwrap_or_else(|| panic!("no aggregate {name} in {point}")).clone(),
+                    Some(("dimension", name)) => {
+                        series["dimensions"].get(name).unwrap_or_else(|| panic!("no dimension {name}")).clone()
+                    }
+                    Some((_, name)) => {
+                        point.get(name).unwrap_or_else(|| panic!("no aggregate {name} in {point}")).clone()
+                    }
                 };
                 points.push(self.map.iter().map(|(column, what)| (column.as_str(), cell(what))).collect());
             }
@@ -138,7 +158,8 @@ impl Truth {
 
     fn compare(&self, wanted: &Value, got: &BTreeMap<&str, Value>) -> Vec<String> {
         let differs = self.values().filter(|(column, _)| {
-            let (wanted, got) = (wanted.get(column).unwrap_or_else(|| panic!("{}: no column {column}", self.truth)), &got[column]);
+            let (wanted, got) =
+                (wanted.get(column).unwrap_or_else(|| panic!("{}: no column {column}", self.truth)), &got[column]);
             match self.how.get(*column).map_or("exact", String::as_str) {
                 "exact" => exact(wanted) != exact(got),
                 "float" => !close(wanted, got, 1e-9),
@@ -147,7 +168,9 @@ impl Truth {
                 other => panic!("{}: {other:?} is no way to compare", self.truth),
             }
         });
-        differs.map(|(column, _)| format!("{column} is {} and should be {} in {wanted}", got[column], wanted[column])).collect()
+        differs
+            .map(|(column, _)| format!("{column} is {} and should be {} in {wanted}", got[column], wanted[column]))
+            .collect()
     }
 }
 
@@ -176,7 +199,9 @@ fn exact(value: &Value) -> String {
         return number.as_f64().expect("a number").to_string();
     }
     match text.split_once('.') {
-        Some((whole, fraction)) => format!("{whole}.{}", fraction.trim_end_matches('0')).trim_end_matches('.').to_owned(),
+        Some((whole, fraction)) => {
+            format!("{whole}.{}", fraction.trim_end_matches('0')).trim_end_matches('.').to_owned()
+        }
         None => text,
     }
 }
@@ -203,9 +228,7 @@ mod tests {
 
     #[test]
     fn a_difference_of_any_kind_is_seen() {
-        let answer = |n: i64, avg: f64| {
-            json!({"series": [{"dimensions": {"who": null}, "points": [{"start": "2020-01-02T00:00:00Z", "count": n, "avg": avg}]}]})
-        };
+        let answer = |n: i64, avg: f64| json!({"series": [{"dimensions": {"who": null}, "points": [{"start": "2020-01-02T00:00:00Z", "count": n, "avg": avg}]}]});
         let wanted = [json!({"day": "2020-01-02", "who": "", "n": 3, "avg": 0.1, "other": 1})];
         assert!(truth().differences(&answer(3, 0.100_000_000_000_01), &wanted).is_empty());
         assert_eq!(truth().differences(&answer(4, 0.1), &wanted).len(), 1);

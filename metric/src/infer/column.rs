@@ -59,7 +59,7 @@ impl Column {
         self.possible.retain(|wanted| {
             let number = matches!(wanted, FieldType::Int64 | FieldType::Float64) || *wanted == WIDE;
             let quoted = *wanted == WIDE && raw.starts_with('"');
-            !(number && identifier) && !quoted && convert(Some(text.clone()), kind, *wanted, None, None).is_ok()
+            !(quoted || number && identifier) && convert(Some(text.clone()), kind, *wanted, None, None).is_ok()
         });
         if self.example.is_none() {
             self.example = Some(raw.chars().take(80).collect());

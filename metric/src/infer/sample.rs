@@ -193,6 +193,7 @@ fn csv(sample: &[u8], delimiter: u8) -> Result<Sample, String> {
         }
     }
     let mut rows = 0;
+    // The last line of a sample may be cut off: what counts ends after the last whole one.
     let mut end = 0;
     let mut line = csv::StringRecord::new();
     while rows < MOST_ROWS {
@@ -200,16 +201,12 @@ fn csv(sample: &[u8], delimiter: u8) -> Result<Sample, String> {
             Ok(true) if line.len() == header.len() => {
                 columns.iter_mut().for_each(|(place, column)| column.add(line.get(*place)));
                 rows += 1;
+                end = usize::try_from(reader.position().byte()).unwrap_or(usize::MAX).min(sample.len());
             }
-            Ok(true) | Err(_) => {}
-            Ok(false) => {
-                end = sample.len();
-                break;
-            }
-        }
-        end = usize::try_from(reader.position().byte()).unwrap_or(sample.len()).min(sample.len());
-        if end == sample.len() {
-            break;
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(_) if reader.is_done() => break,
+            Err(_) => {}
         }
     }
     let columns = columns.into_iter().map(|(_, column)| column).collect();

@@ -242,6 +242,10 @@ fn derived_columns_that_need_one_another_are_refused_and_others_are_not_blamed()
         problems(&text("a = \"b + 1\"\nb = \"addded * 2\"")),
         ["m.toml:17:5: there is no field addded (did you mean added? Names are case-sensitive)"]
     );
+    for wraps in ["added + (9223372036854775807 + 1)", "added / (1 / 0)"] {
+        let constant = problems(&text(&format!("a = \"{wraps}\"")));
+        assert!(constant[0].starts_with("m.toml:16:5: "), "{constant:?}");
+    }
     let syntax = problems(&text("a = \"added +\""));
     assert!(syntax[0].starts_with("m.toml:16:5: "), "{syntax:?}");
     let function = problems(&text("a = \"no_such_function(added)\""));

@@ -59,7 +59,8 @@ proptest! {
             let own = &found[&(chunk.series[series as usize].clone(), bucket)];
             prop_assert!(same(own, &chunk.states.take(&[at])));
         }
-        let keeps: [(&str, fn(&Row) -> bool); 3] =
+        type Keeps = (&'static str, fn(&Row) -> bool);
+        let keeps: [Keeps; 3] =
             [("d1 > 0", |row| row.dimensions.1 > Some(0)), ("_offset > 5", |row| row.offset > 5), ("TRUE", |_| true)];
         for ((filter, keep), group) in keeps.into_iter().flat_map(|keep| [(keep, ""), (keep, "GROUP BY _offset < 1000000")]) {
             let sql = format!("SELECT lamina_states({}) FILTER (WHERE {filter}) FROM t {group}", arguments(value));

@@ -234,9 +234,10 @@ fn refused(kind: DefinitionKind, name: &str, error: RegistryError) -> Problem {
 }
 
 fn summary_of_metric(app: &App, metric: &Metric) -> Value {
-    let dimensions = metric.dimensions.iter().map(|dimension| {
-        json!({"name": dimension.name, "type": dimension.data_type.to_string().to_lowercase()})
-    });
+    let dimensions = metric
+        .dimensions
+        .iter()
+        .map(|dimension| json!({"name": dimension.name, "type": dimension.data_type.to_string().to_lowercase()}));
     let lengths = |widths: &[i64]| widths.iter().map(|&width| Length(width).to_string()).collect::<Vec<_>>();
     let retention: BTreeMap<String, String> =
         metric.retention.iter().map(|(&width, &kept)| (Length(width).to_string(), Length(kept).to_string())).collect();
@@ -301,9 +302,7 @@ fn versions(metric: &Metric, states: &BTreeMap<String, ViewState>) -> Value {
             *generation = (*generation).max(state.published.generation);
         }
     }
-    let one = |(version, generation): (&u32, &u64)| {
-        json!({"version": version, "active": *version == metric.version, "generation": generation})
-    };
+    let one = |(version, generation): (&u32, &u64)| json!({"version": version, "active": *version == metric.version, "generation": generation});
     versions.iter().map(one).collect()
 }
 

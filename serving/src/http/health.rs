@@ -35,8 +35,7 @@ async fn livez() -> Json<serde_json::Value> {
     responses((status = 200, description = "They can", body = serde_json::Value),
         (status = 503, description = "`checks` says what failed")))]
 async fn readyz(State(app): State<App>) -> Result<Json<serde_json::Value>, Problem> {
-    let (log, store) =
-        tokio::join!(check(app.deps.log.ping()), check(app.deps.store.get("readiness", "probe")));
+    let (log, store) = tokio::join!(check(app.deps.log.ping()), check(app.deps.store.get("readiness", "probe")));
     if log.is_err() || store.is_err() {
         return Err(problem::not_ready(&[("log", log), ("store", store)]));
     }

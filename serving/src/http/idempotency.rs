@@ -10,7 +10,11 @@ use lamina_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{app::App, problem::Problem, query::calendar::{DAY, SECOND}};
+use crate::{
+    app::App,
+    problem::Problem,
+    query::calendar::{DAY, SECOND},
+};
 
 const DOCUMENTS: &str = "idempotency";
 const MAX_KEY: usize = 200;

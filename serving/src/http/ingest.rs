@@ -144,7 +144,8 @@ fn sort(events: Vec<Result<IngestRecord, String>>, max_bytes: usize) -> (Vec<App
     for (index, event) in events.into_iter().enumerate() {
         match event {
             Ok(record) if record.payload.len() > max_bytes => {
-                let error = format!("the event is {} bytes long, at most {max_bytes} are allowed", record.payload.len());
+                let error =
+                    format!("the event is {} bytes long, at most {max_bytes} are allowed", record.payload.len());
                 rejected.push(Rejected { index, error });
             }
             Ok(IngestRecord { key, payload }) => accepted.push(Append { key, payload }),

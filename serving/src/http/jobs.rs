@@ -82,10 +82,7 @@ pub(super) fn body(job: &Job) -> Value {
     ),
     responses((status = 200, description = "Jobs", body = serde_json::Value),
         (status = 400, description = "A parameter cannot be used")))]
-async fn list_jobs(
-    State(app): State<App>,
-    Query(pairs): Query<Vec<(String, String)>>,
-) -> Result<Json<Value>, Problem> {
+async fn list_jobs(State(app): State<App>, Query(pairs): Query<Vec<(String, String)>>) -> Result<Json<Value>, Problem> {
     let (mut state, mut kind, mut limit, mut before) = (None, None, DEFAULT_JOBS, None);
     for (name, value) in &pairs {
         match name.as_str() {

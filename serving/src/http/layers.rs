@@ -52,8 +52,7 @@ pub(crate) async fn envelope(State(app): State<App>, request: Request, next: Nex
     }
     let status = response.status().as_u16();
     let elapsed = started.elapsed();
-    let labels =
-        [("method", method.as_str().to_owned()), ("route", route.clone()), ("status", status.to_string())];
+    let labels = [("method", method.as_str().to_owned()), ("route", route.clone()), ("status", status.to_string())];
     metrics::counter!("lamina_http_requests_total", &labels).increment(1);
     metrics::histogram!("lamina_http_request_seconds", "route" => route).record(elapsed.as_secs_f64());
     let ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);

@@ -68,7 +68,8 @@ pub(super) async fn of(app: &App, source: &Source, now: Micros) -> Result<Progre
         return Ok(Progress { taken: BTreeMap::new(), partitions: Vec::new() });
     }
     // Ledgers first: what is appended in between counts as unread, never as negative.
-    let ledgers: Vec<_> = partitions.all.iter().map(|&partition| taken(app, &partitions.log, partition).boxed()).collect();
+    let ledgers: Vec<_> =
+        partitions.all.iter().map(|&partition| taken(app, &partitions.log, partition).boxed()).collect();
     let taken: BTreeMap<_, _> = stream::iter(ledgers).buffered(PARALLEL).try_collect().await?;
     let spans = app.deps.log.spans(&source.topic).await?;
     let each = spans.into_iter().map(|(partition, span)| {

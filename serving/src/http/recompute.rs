@@ -100,7 +100,8 @@ async fn create(app: &App, job: Job) -> Result<Job, Problem> {
 fn parse(bytes: &[u8]) -> Result<Body, Problem> {
     let bytes: &[u8] = if bytes.trim_ascii().is_empty() { b"{}" } else { bytes };
     serde_json::from_slice(bytes).map_err(|error| {
-        let detail = format!("the body cannot be used: {error}; it is an object of metrics, metric, from, to, dry_run, reason");
+        let detail =
+            format!("the body cannot be used: {error}; it is an object of metrics, metric, from, to, dry_run, reason");
         Problem::new(StatusCode::BAD_REQUEST, "bad_body", detail)
     })
 }

@@ -210,6 +210,8 @@ fn too_many_states() -> Problem {
     Problem::new(
         StatusCode::BAD_REQUEST,
         "too_many_points",
-        format!("the answer would need more than {MAX_STATES} states: ask for a shorter range, a longer step or fewer groups"),
+        format!(
+            "the answer would need more than {MAX_STATES} states: ask for a shorter range, a longer step or fewer groups"
+        ),
     )
 }

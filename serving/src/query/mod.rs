@@ -17,13 +17,13 @@ use std::collections::BTreeMap;
 
 use lamina_core::{Snapshot, snapshot::MissingBecause};
 
-pub(crate) use self::{params::Params, plan::all_of, read::partitions_of};
 use self::{
     encode::{BatchMeta, Body, Meta, Overflow, SpeedMeta},
     merge::Read,
     params::Layer,
     plan::Plan,
 };
+pub(crate) use self::{params::Params, plan::all_of, read::partitions_of};
 use crate::{app::App, instant, problem::Problem};
 
 /// Answers a query of a metric with the bytes of a JSON body.

@@ -10,8 +10,21 @@ use crate::{instant, problem::Problem, query::calendar::Step, token::Token};
 
 /// Every parameter there is; others are refused, so that a misspelt one is not silently ignored.
 pub(crate) const NAMES: [&str; 15] = [
-    "from", "to", "step", "aggregate", "group_by", "where", "layer", "order_by", "limit", "fill", "tz", "at_least",
-    "wait", "align", "numbers",
+    "from",
+    "to",
+    "step",
+    "aggregate",
+    "group_by",
+    "where",
+    "layer",
+    "order_by",
+    "limit",
+    "fill",
+    "tz",
+    "at_least",
+    "wait",
+    "align",
+    "numbers",
 ];
 const MAX_AGGREGATES: usize = 64;
 const MAX_DIMENSIONS: usize = 64;
@@ -128,7 +141,10 @@ pub(crate) fn instant_of(name: &str, text: &str) -> Result<Micros, Problem> {
 
 fn step(text: &str) -> Result<(Step, String), Problem> {
     let parsed = Step::parse(text).ok_or_else(|| {
-        Problem::parameter("step", "a number and a unit, such as 10s, 1m, 6h, 1d, 1w or 1mo (units ms, s, m, h, d, w, mo)")
+        Problem::parameter(
+            "step",
+            "a number and a unit, such as 10s, 1m, 6h, 1d, 1w or 1mo (units ms, s, m, h, d, w, mo)",
+        )
     });
     Ok((parsed?, text.to_owned()))
 }
@@ -150,7 +166,10 @@ fn wait(text: &str) -> Result<Duration, Problem> {
 fn tokens(value: &str, into: &mut Vec<Token>) -> Result<(), Problem> {
     for text in value.split(',').map(str::trim).filter(|text| !text.is_empty()) {
         let token = Token::decode(text).ok_or_else(|| {
-            Problem::parameter("at_least", "the `position` that an ingest answered, unchanged; several separated by commas")
+            Problem::parameter(
+                "at_least",
+                "the `position` that an ingest answered, unchanged; several separated by commas",
+            )
         })?;
         if into.len() == MAX_TOKENS {
             return Err(Problem::parameter("at_least", format!("at most {MAX_TOKENS} tokens")));

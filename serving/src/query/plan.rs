@@ -254,7 +254,11 @@ fn order_by(metric: &Metric, params: &Params) -> Result<Vec<(OrderKey, bool)>, P
         }
         let allowed = |why: String| {
             let dimensions = params.group_by.join(", ");
-            let also = if dimensions.is_empty() { String::new() } else { format!("; or a dimension of group_by: {dimensions}") };
+            let also = if dimensions.is_empty() {
+                String::new()
+            } else {
+                format!("; or a dimension of group_by: {dimensions}")
+            };
             Problem::parameter("order_by", format!("{why}{also}; then `asc` or `desc`"))
         };
         let ask = Ask::parse(name, metric).map_err(allowed)?;

@@ -66,12 +66,7 @@ pub(crate) async fn read(app: &App, metric: &Arc<Metric>, params: &Params) -> Re
 }
 
 /// Inputs that fit together, or `None` if they do not reach the tokens yet.
-async fn read_at(
-    app: &App,
-    plan: &Plan,
-    partitions: &Partitions,
-    tokens: &[&Token],
-) -> Result<Option<Read>, Problem> {
+async fn read_at(app: &App, plan: &Plan, partitions: &Partitions, tokens: &[&Token]) -> Result<Option<Read>, Problem> {
     let shards: Vec<Shard> = (0..plan.view.shards).collect();
     let request = Request {
         log: &partitions.log,
@@ -97,7 +92,8 @@ async fn read_at(
         Ok(tokens.iter().all(|token| token.reached(&positions)).then_some(read))
     };
     tokio::time::timeout(within, reading).await.map_err(|_| {
-        let detail = format!("the view store did not deliver within {} s: ask for less, or again later", within.as_secs());
+        let detail =
+            format!("the view store did not deliver within {} s: ask for less, or again later", within.as_secs());
         Problem::unavailable("timeout", detail)
     })?
 }

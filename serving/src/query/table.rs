@@ -47,7 +47,8 @@ pub(crate) fn table(plan: &Plan, merged: Merged, limit: Option<usize>, fill: Opt
     }
     let all = series.len();
     if limit.is_none() && all > MAX_SERIES {
-        let detail = format!("the answer has {all} series, more than {MAX_SERIES}: give `limit`, or group or filter more");
+        let detail =
+            format!("the answer has {all} series, more than {MAX_SERIES}: give `limit`, or group or filter more");
         return Err(Problem::new(StatusCode::BAD_REQUEST, "too_many_series", detail));
     }
     order(plan, &mut series, &states)?;
@@ -83,7 +84,9 @@ fn spine(plan: &Plan, series: usize) -> Result<Vec<Micros>, Problem> {
 }
 
 fn too_many_points(points: usize) -> Problem {
-    let detail = format!("the answer has {points} points, more than {MAX_POINTS}: take a longer step, a shorter range or a lower `limit`");
+    let detail = format!(
+        "the answer has {points} points, more than {MAX_POINTS}: take a longer step, a shorter range or a lower `limit`"
+    );
     Problem::new(StatusCode::BAD_REQUEST, "too_many_points", detail)
 }
 

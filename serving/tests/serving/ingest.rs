@@ -19,7 +19,8 @@ async fn post(world: &World, headers: &[(&str, &str)], body: impl Into<axum::bod
 }
 
 async fn count(world: &World, more: &str) -> Reply {
-    let uri = format!("/v1/metrics/added/query?from=2015-09-12T00:00:00Z&to=2015-09-13T00:00:00Z&aggregate=count{more}");
+    let uri =
+        format!("/v1/metrics/added/query?from=2015-09-12T00:00:00Z&to=2015-09-13T00:00:00Z&aggregate=count{more}");
     world.get(&uri).await
 }
 
@@ -47,9 +48,11 @@ async fn a_json_array_and_packed_bodies_are_taken_as_well() {
     let zstd = zstd::bulk::compress(array.as_bytes(), 1).unwrap();
     let json = ("content-type", "application/json; charset=utf-8");
     let none: (&str, &str) = ("content-encoding", "identity");
-    for (encoding, body) in
-        [(none, array.clone().into_bytes()), (("content-encoding", "gzip"), gzip.finish().unwrap()), (("content-encoding", "zstd"), zstd)]
-    {
+    for (encoding, body) in [
+        (none, array.clone().into_bytes()),
+        (("content-encoding", "gzip"), gzip.finish().unwrap()),
+        (("content-encoding", "zstd"), zstd),
+    ] {
         let reply = post(&world, &[json, encoding], body).await;
         assert_eq!((reply.status.as_u16(), &reply.json()["accepted"]), (202, &json!(2)), "{encoding:?}");
     }

@@ -67,10 +67,24 @@ async fn the_openapi_document_names_every_route_and_every_query_parameter() {
     let world = World::new().await;
     let api = world.get("/openapi.json").await.ok();
     let routes = [
-        "/v1/metrics", "/v1/metrics/{metric}", "/v1/metrics/{metric}/query", "/v1/sources", "/v1/sources/{source}",
-        "/v1/sources/{source}/events", "/v1/recomputes", "/v1/jobs", "/v1/jobs/{id}", "/v1/jobs/{id}/cancel",
-        "/v1/jobs/{id}/events", "/v1/freshness", "/v1/freshness/{metric}", "/livez", "/readyz", "/metrics",
-        "/openapi.json", "/docs",
+        "/v1/metrics",
+        "/v1/metrics/{metric}",
+        "/v1/metrics/{metric}/query",
+        "/v1/sources",
+        "/v1/sources/{source}",
+        "/v1/sources/{source}/events",
+        "/v1/recomputes",
+        "/v1/jobs",
+        "/v1/jobs/{id}",
+        "/v1/jobs/{id}/cancel",
+        "/v1/jobs/{id}/events",
+        "/v1/freshness",
+        "/v1/freshness/{metric}",
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/openapi.json",
+        "/docs",
     ];
     assert_eq!(set(&api["paths"]), routes.iter().map(|route| (*route).to_owned()).collect());
     assert!(api["openapi"].as_str().unwrap().starts_with("3.1"));
@@ -106,7 +120,9 @@ async fn the_docs_page_needs_nothing_but_this_server() {
 }
 
 /// A server on a real socket, stopped by the token.
-async fn served(config: Config) -> (World, std::net::SocketAddr, CancellationToken, tokio::task::JoinHandle<std::io::Result<()>>) {
+async fn served(
+    config: Config,
+) -> (World, std::net::SocketAddr, CancellationToken, tokio::task::JoinHandle<std::io::Result<()>>) {
     let world = World::with(config.clone()).await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -131,7 +147,8 @@ async fn a_stop_lets_the_request_under_way_finish_and_takes_no_other() {
     let (_world, address, stop, running) = served(Config::default()).await;
     let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
     let token = "AAVlZGl0cwRpZC0wAQAB";
-    let head = format!("GET /v1/metrics/added/query?from=0&to=60000&wait=500ms&at_least={token} HTTP/1.1\r\nhost: x\r\n\r\n");
+    let head =
+        format!("GET /v1/metrics/added/query?from=0&to=60000&wait=500ms&at_least={token} HTTP/1.1\r\nhost: x\r\n\r\n");
     client.write_all(head.as_bytes()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
     stop.cancel();

@@ -88,14 +88,7 @@ impl SpeedChunks for MemoryStore {
         self.with(|tables| tables.speed.extend(chunks.iter().cloned()))
     }
 
-    async fn put_mark(
-        &self,
-        _: &LogId,
-        _: Partition,
-        epoch: EpochId,
-        mark: &Mark,
-        _: Stamp,
-    ) -> Result<(), StoreError> {
+    async fn put_mark(&self, _: &LogId, _: Partition, epoch: EpochId, mark: &Mark, _: Stamp) -> Result<(), StoreError> {
         self.with(|tables| drop(tables.marks.insert(epoch, mark.clone())))
     }
 
@@ -112,7 +105,9 @@ impl SpeedChunks for MemoryStore {
         range: Range<u64>,
     ) -> Result<Vec<(u64, Bytes)>, StoreError> {
         let key = |sequence| SpeedKey { view: view.clone(), shard, slot, epoch, part: Part::Delta(sequence) };
-        self.with(|tables| range.filter_map(|sequence| Some((sequence, tables.speed.get(&key(sequence))?.clone()))).collect())
+        self.with(|tables| {
+            range.filter_map(|sequence| Some((sequence, tables.speed.get(&key(sequence))?.clone()))).collect()
+        })
     }
 
     async fn whole(
@@ -190,21 +185,19 @@ impl Documents for MemoryStore {
     }
 }
 
+type Partitions = Vec<Vec<Record>>;
+
 /// Topics of partitions of records; without a key, records go round.
 #[derive(Default)]
 pub(crate) struct MemoryLog {
-    topics: Mutex<BTreeMap<String, (Topic, Vec<Vec<Record>>)>>,
+    topics: Mutex<BTreeMap<String, (Topic, Partitions)>>,
     pub(crate) down: AtomicBool,
     pub(crate) now: std::sync::atomic::AtomicI64,
     made: std::sync::atomic::AtomicU64,
 }
 
 impl MemoryLog {
-    fn with<T>(
-        &self,
-        topic: &str,
-        work: impl FnOnce(&mut Topic, &mut Vec<Vec<Record>>) -> T,
-    ) -> Result<T, LogError> {
+    fn with<T>(&self, topic: &str, work: impl FnOnce(&mut Topic, &mut Partitions) -> T) -> Result<T, LogError> {
         self.up()?;
         let mut topics = self.topics.lock().unwrap();
         let (topic, partitions) = topics.get_mut(topic).ok_or_else(|| LogError::NoTopic(topic.into()))?;
@@ -221,7 +214,7 @@ impl MemoryLog {
     /// Appends to one partition.
     pub(crate) fn append_to(&self, topic: &str, partition: Partition, payload: Bytes) -> Offset {
         let appended_at = self.now.load(Ordering::SeqCst);
-        let append = |_: &mut Topic, partitions: &mut Vec<Vec<Record>>| {
+        let append = |_: &mut Topic, partitions: &mut Partitions| {
             let records = &mut partitions[partition as usize];
             records.push(Record { offset: records.len() as u64, appended_at, key: None, payload });
             records.len() as u64 - 1

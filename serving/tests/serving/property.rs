@@ -63,15 +63,22 @@ struct Ask {
 }
 
 fn asks() -> impl Strategy<Value = Ask> {
-    let step = prop::sample::select(vec![None, Some("1m"), Some("20m"), Some("1h"), Some("6h"), Some("1d"), Some("1mo")]);
-    let zone = prop::sample::select(vec![None, Some("Europe/Berlin"), Some("Asia/Kathmandu"), Some("America/New_York")]);
+    let step =
+        prop::sample::select(vec![None, Some("1m"), Some("20m"), Some("1h"), Some("6h"), Some("1d"), Some("1mo")]);
+    let zone =
+        prop::sample::select(vec![None, Some("Europe/Berlin"), Some("Asia/Kathmandu"), Some("America/New_York")]);
     let group_by = prop::sample::select(vec![vec![], vec!["channel"], vec!["country"], vec!["country", "channel"]]);
     // Often on the hour or the day, so that coarse widths are taken.
     let from = prop_oneof![0..3000_i64, (0..48_i64).prop_map(|hour| hour * 60), (0..2_i64).prop_map(|day| day * 1440)];
     let minutes = prop_oneof![1..3000_i64, (1..48_i64).prop_map(|hour| hour * 60), Just(1440), Just(2880)];
     (from, minutes, step, zone, group_by, prop::option::of(0..2_usize)).prop_map(
-        |(from, minutes, step, zone, group_by, country)| {
-            Ask { from: BASE + (from - 60) * MINUTE, minutes, step, zone, group_by, country }
+        |(from, minutes, step, zone, group_by, country)| Ask {
+            from: BASE + (from - 60) * MINUTE,
+            minutes,
+            step,
+            zone,
+            group_by,
+            country,
         },
     )
 }
@@ -143,7 +150,8 @@ async fn check(world: &World, appended: &[Edit], ask: &Ask) -> Result<(), TestCa
     let (from, to) = ((ask.from / 1000).to_string(), ((ask.from + ask.minutes * MINUTE) / 1000).to_string());
     let group_by = ask.group_by.join(",");
     let filter = ask.country.map(|country| format!("country = '{}'", COUNTRIES[country]));
-    let mut params = vec![("from", from.as_str()), ("to", &to), ("aggregate", "count,sum,min,max"), ("group_by", &group_by)];
+    let mut params =
+        vec![("from", from.as_str()), ("to", &to), ("aggregate", "count,sum,min,max"), ("group_by", &group_by)];
     params.extend(ask.step.map(|step| ("step", step)));
     params.extend(ask.zone.map(|zone| ("tz", zone)));
     params.extend(filter.as_deref().map(|filter| ("where", filter)));
@@ -189,7 +197,7 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 
     #[test]
     fn answers_equal_the_fold_of_the_prefix_that_they_name(
@@ -201,8 +209,22 @@ proptest! {
 
 fn parameters() -> impl Strategy<Value = Vec<(String, String)>> {
     let names = vec![
-        "from", "to", "step", "aggregate", "group_by", "where", "layer", "order_by", "limit", "fill", "tz", "at_least",
-        "wait", "align", "numbers", "x",
+        "from",
+        "to",
+        "step",
+        "aggregate",
+        "group_by",
+        "where",
+        "layer",
+        "order_by",
+        "limit",
+        "fill",
+        "tz",
+        "at_least",
+        "wait",
+        "align",
+        "numbers",
+        "x",
     ];
     let values = prop_oneof![
         "\\PC{0,20}",
@@ -210,15 +232,27 @@ fn parameters() -> impl Strategy<Value = Vec<(String, String)>> {
         "[0-9]{1,5}(ms|s|m|h|d|w|mo)",
         "[a-z(),0-9. ]{0,20}",
         prop::sample::select(vec![
-            "9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z", "count,sum", "channel", "country desc", "linear", "zero",
-            "Pacific/Apia", "strict", "string", "batch", "channel = 'a'", "0",
-        ]).prop_map(str::to_owned),
+            "9999-12-31T23:59:59Z",
+            "0001-01-01T00:00:00Z",
+            "count,sum",
+            "channel",
+            "country desc",
+            "linear",
+            "zero",
+            "Pacific/Apia",
+            "strict",
+            "string",
+            "batch",
+            "channel = 'a'",
+            "0",
+        ])
+        .prop_map(str::to_owned),
     ];
     prop::collection::vec((prop::sample::select(names).prop_map(str::to_owned), values), 0..8)
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
 
     #[test]
     fn no_query_string_makes_the_server_fail(parameters in parameters(), ranged in any::<bool>()) {
@@ -239,7 +273,14 @@ proptest! {
 
 #[test]
 fn hours_that_occur_twice_are_told_apart_by_the_independent_fold_too() {
-    let ask = |step| Ask { from: BASE, minutes: 2880, step: Some(step), zone: Some("Europe/Berlin"), group_by: vec![], country: None };
+    let ask = |step| Ask {
+        from: BASE,
+        minutes: 2880,
+        step: Some(step),
+        zone: Some("Europe/Berlin"),
+        group_by: vec![],
+        country: None,
+    };
     let one = BASE + 24 * HOUR + 90 * MINUTE;
     assert_eq!(bucket(&ask("1h"), one), BASE + 25 * HOUR);
     assert_eq!(bucket(&ask("6h"), one), BASE + 22 * HOUR);

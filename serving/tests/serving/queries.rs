@@ -104,7 +104,10 @@ async fn from_and_to_are_widened_to_the_grain_and_the_answer_says_to_which() {
     assert_eq!(points(&body, 0)[0]["count"], 3);
     let (code, detail) = world.query(&[params[0], params[1], ("align", "strict")]).await.problem(400);
     assert_eq!(code, "bad_parameter");
-    assert!(detail.starts_with("`from`") && detail.contains("2015-09-12T00:10:00Z and 2015-09-12T00:11:00Z"), "{detail}");
+    assert!(
+        detail.starts_with("`from`") && detail.contains("2015-09-12T00:10:00Z and 2015-09-12T00:11:00Z"),
+        "{detail}"
+    );
     let (_, detail) = world.query(&[FROM, params[1], ("align", "strict")]).await.problem(400);
     assert!(detail.starts_with("`to`"), "{detail}");
     world.query(&[FROM, TO, ("align", "strict")]).await.ok();
@@ -124,7 +127,8 @@ async fn buckets_lie_on_multiples_of_the_step_and_the_outer_two_are_clipped() {
     let world = small().await;
     let params = [("from", "2015-09-12T00:10:00Z"), ("to", "2015-09-12T01:30:00Z"), ("step", "1h"), ("fill", "zero")];
     let body = world.query(&[&params[..], &[("aggregate", "count")]].concat()).await.ok();
-    let expected = json!([{"start": "2015-09-12T00:10:00Z", "count": 4}, {"start": "2015-09-12T01:00:00Z", "count": 1}]);
+    let expected =
+        json!([{"start": "2015-09-12T00:10:00Z", "count": 4}, {"start": "2015-09-12T01:00:00Z", "count": 1}]);
     assert_eq!(body["series"][0]["points"], expected);
 }
 
@@ -135,11 +139,13 @@ async fn days_of_a_zone_begin_at_its_midnight_and_what_rollups_cannot_hit_is_422
     let body = world.query(&[&range[..], &[("tz", "Europe/Berlin"), ("aggregate", "count")]].concat()).await.ok();
     assert_eq!(body["tz"], "Europe/Berlin");
     assert_eq!(body["series"][0]["points"], json!([{"start": "2015-09-11T22:00:00Z", "count": 6}]));
-    let kathmandu = world.query(&[FROM, TO, ("step", "1d"), ("tz", "Asia/Kathmandu"), ("aggregate", "count")]).await.ok();
+    let kathmandu =
+        world.query(&[FROM, TO, ("step", "1d"), ("tz", "Asia/Kathmandu"), ("aggregate", "count")]).await.ok();
     let starts: Vec<&Value> = points(&kathmandu, 0).iter().map(|point| &point["start"]).collect();
     assert_eq!(starts, ["2015-09-12T00:00:00Z"], "18:15 UTC the next local day begins, in which nothing happened");
     // Local mean time was 53 minutes and 28 seconds ahead: no minute in UTC begins there.
-    let old = [("from", "1880-01-01T00:00:00Z"), ("to", "1881-01-01T00:00:00Z"), ("step", "1d"), ("tz", "Europe/Berlin")];
+    let old =
+        [("from", "1880-01-01T00:00:00Z"), ("to", "1881-01-01T00:00:00Z"), ("step", "1d"), ("tz", "Europe/Berlin")];
     let (code, detail) = world.query(&old).await.problem(422);
     assert!(code == "unaligned" && detail.contains("1m, 1h, 1d"), "{detail}");
 }

@@ -205,7 +205,8 @@ impl World {
         };
         let router = lamina_serving::router(deps, &config);
         let id = topic.log_id("edits");
-        let mut world = Self { store, log, clock, catalog, registry, router, id, marks: BTreeMap::new(), _catalogs: sender };
+        let mut world =
+            Self { store, log, clock, catalog, registry, router, id, marks: BTreeMap::new(), _catalogs: sender };
         world.set_now(1_000 * DAY);
         world
     }
@@ -226,7 +227,13 @@ impl World {
         self.call(Request::builder().uri(uri).body(Body::empty()).unwrap()).await
     }
 
-    pub(crate) async fn send(&self, method: Method, uri: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Reply {
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        uri: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Body>,
+    ) -> Reply {
         let mut request = Request::builder().method(method).uri(uri);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -419,7 +426,12 @@ impl World {
     }
 }
 
-fn add(into: &mut BTreeMap<(Series, Micros), BTreeMap<Micros, States>>, metric: &Metric, chunk: &SpeedChunk, width: Micros) {
+fn add(
+    into: &mut BTreeMap<(Series, Micros), BTreeMap<Micros, States>>,
+    metric: &Metric,
+    chunk: &SpeedChunk,
+    width: Micros,
+) {
     for (row, &(series, bucket)) in chunk.rows.iter().enumerate() {
         let bucket = bucket.div_euclid(width) * width;
         let period = bucket.div_euclid(store::period(width)) * store::period(width);
