@@ -36,6 +36,7 @@ mod membership;
 mod partition;
 mod retry;
 mod seal;
+mod settle;
 mod takeover;
 mod views;
 

@@ -14,10 +14,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use lamina_core::{
-    Change, Commit, Consistency, Ledger, LedgerError, LogId, Offset, Partition, SpeedChunks, SpeedKey, Stamp,
-    StoreError,
-    log::LogError,
-    writer::{Resolved, Writer},
+    Ledger, LedgerError, LogId, Offset, Partition, SpeedChunks, SpeedKey, Stamp, StoreError, log::LogError,
+    writer::Writer,
 };
 use lamina_metric::Catalog;
 use tokio::{
@@ -33,7 +31,7 @@ use crate::{
     feed::{Command, Input, Intake, Order, feed},
     fold::{Standing, Workbench},
     instruments::Instruments,
-    retry::{Backoff, until_done},
+    retry::Backoff,
     seal::Draft,
     takeover,
     views::FoldError,
@@ -196,13 +194,6 @@ pub(crate) fn care_interval(config: &Config) -> Duration {
     Duration::from_secs(60).min(config.ttl / 10)
 }
 
-/// What a change of the ledger is for.
-#[derive(Clone, Copy)]
-pub(crate) enum Sent {
-    Publish,
-    Seal,
-}
-
 impl Hold {
     async fn work(&mut self, drain: &CancellationToken) -> Result<(), Interrupt> {
         loop {
@@ -344,55 +335,6 @@ impl Hold {
         }
         debug!(place = %self.place, position = self.standing.position, "partition is drained");
         Ok(())
-    }
-
-    /// Makes this epoch count, once it is flushed past what readers saw before.
-    async fn publish(&mut self) -> Result<(), Interrupt> {
-        let Some(change) = self.writer.publish(&self.ledger)? else { return Ok(()) };
-        self.settle(change, Sent::Publish).await?;
-        self.place.instruments.taken_over();
-        let epoch = self.writer.epoch();
-        info!(place = %self.place, epoch = %epoch.id, start = epoch.start, position = self.standing.position, "partition taken over");
-        Ok(())
-    }
-
-    /// Sends a change of the ledger until its outcome is known.
-    pub(crate) async fn settle(&mut self, mut change: Change, sent: Sent) -> Result<(), Interrupt> {
-        let place = Arc::clone(&self.place);
-        let store = &place.deps.store;
-        let mut backoff = Backoff::new();
-        loop {
-            match store.commit(&self.log, place.partition, &change).await {
-                Ok(Commit::Applied) => {
-                    if let Some(ledger) = self.ledger.apply(&change) {
-                        self.ledger = ledger;
-                        match sent {
-                            Sent::Publish => self.writer.published(),
-                            Sent::Seal => self.writer.sealed(),
-                        }
-                        return Ok(());
-                    }
-                }
-                Ok(Commit::Refused) => {}
-                Err(error) => {
-                    warn!(%place, %error, "outcome of a ledger change is not known; reading back");
-                    backoff.wait().await;
-                }
-            }
-            self.reload().await;
-            match self.writer.resolve(&self.ledger)? {
-                Resolved::Applied => return Ok(()),
-                Resolved::Repeat(again) => change = again,
-                Resolved::Fenced => return Err(Interrupt::Fenced),
-            }
-        }
-    }
-
-    /// Reads the ledger as it is decided.
-    pub(crate) async fn reload(&mut self) {
-        let (place, store) = (&self.place, &self.place.deps.store);
-        let load = || store.load(&self.log, place.partition, Consistency::Serial);
-        self.ledger = until_done!("read the ledger", place, load());
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -19,7 +19,8 @@ use crate::{
     archive_file::{self, FileError},
     feed::Order,
     fold::EpochFold,
-    partition::{Hold, Interrupt, Sent},
+    partition::{Hold, Interrupt},
+    settle::Sent,
 };
 
 /// Epochs that leave the ledger with one seal at most: it bounds the conditional write.

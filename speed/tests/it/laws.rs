@@ -1,6 +1,10 @@
 //! What holds while log, store and archive answer: crashes, zombies, duplicates and garbage included.
 
-use std::{fs, sync::atomic::Ordering, time::Duration};
+use std::{
+    fs,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use lamina_core::{LogId, log::Event};
@@ -132,7 +136,7 @@ async fn the_archive_holds_every_record_and_what_became_of_it() {
     worker.drain().await;
     let records = world.log.records(TOPIC, 0);
     let mut offsets = Vec::new();
-    let source = world.catalog.borrow().sources["edits"].clone();
+    let source = Arc::clone(&world.catalog.borrow().sources["edits"]);
     for epoch in world.ledger(0).sealed() {
         let archive = epoch.archive.as_ref().unwrap();
         let file = fs::read(world.archive.path().join(&archive.path)).unwrap();

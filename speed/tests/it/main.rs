@@ -2,6 +2,8 @@
 //!
 //! The law behind all of it: every answer is the fold of exactly the prefix of the log that it names.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod laws;
 mod memory_log;
 mod memory_store;

@@ -1,6 +1,9 @@
 //! Care for sealed epochs: touched at half of their life, rebuilt past it, trimmed once covered.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use lamina_core::{
     Clock, Cut, Ledgers, Scope,
@@ -66,7 +69,7 @@ async fn only_epochs_below_every_published_cut_leave_the_ledger_and_the_manifest
     world.all_sealed().await;
     world.push(0, 1_001, "b", "en", 6);
     world.all_sealed().await;
-    let (ledger, metric) = (world.ledger(0), world.catalog.borrow().metrics["added"].clone());
+    let (ledger, metric) = (world.ledger(0), Arc::clone(&world.catalog.borrow().metrics["added"]));
     let cut = Cut::from_iter([(0, ledger.epochs[0].end.unwrap())]);
     for (published, view) in metric.views.iter().enumerate() {
         if published == metric.views.len() - 1 {
