@@ -164,7 +164,8 @@ impl Opened {
 }
 
 /// Below which offset a partition's epochs may leave the ledger: the lowest published cut of all active views of the
-/// source, given with none left out. A view that was never published keeps everything.
+/// source, given with none left out. A view that was never published keeps everything;
+/// without a view nobody needs the epochs.
 pub fn trim_below<'a>(
     views: impl IntoIterator<Item = &'a ViewState>,
     partition: Partition,
@@ -173,7 +174,7 @@ pub fn trim_below<'a>(
     if !rules::on(Rule::TrimBelowPublished) {
         return sealed_end;
     }
-    views.into_iter().map(|view| view.published.cut.at(partition)).min().unwrap_or(0)
+    views.into_iter().map(|view| view.published.cut.at(partition)).min().unwrap_or(sealed_end)
 }
 
 /// Reads a view's state with the version that a change must name.

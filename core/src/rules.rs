@@ -1,6 +1,6 @@
 //! The rules of the seam by name, so that tests can switch each off and see a law break.
 //!
-//! In every build but a test's, [`on`] is the constant `true` and the compiler removes the question.
+//! In every build but a test's, `on` is the constant `true` and the compiler removes the question.
 
 /// A rule that the laws rest on. Named after what holds while it is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,7 +7,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lamina_core::{
-    Archive, Epoch, EpochId, Micros, Offset, Stamp, StoreError, generation::load_view, log::LogError, store::SpeedKey,
+    Archive, Epoch, EpochId, Ledger, Micros, Offset, Stamp, StoreError,
+    generation::{load_view, trim_below},
+    log::LogError,
+    store::SpeedKey,
     writer::NextEpoch,
 };
 use lamina_metric::Catalog;
@@ -125,7 +128,7 @@ impl Hold {
         let Self { place, log, ledger, .. } = &*self;
         place.put_chunks(&draft.chunks, draft.stamp).await?;
         archive_file::put(&*place.deps.archive, &draft.path, &draft.file).await?;
-        let covered = self.covered_by_all().await?;
+        let covered = self.covered_by_all(ledger).await?;
         let leaving: Vec<Epoch> = ledger.trimmable(covered).take(MAX_TRIM).cloned().collect();
         if !leaving.is_empty() {
             place.deps.store.archive(log, place.partition, &leaving).await?;
@@ -134,15 +137,14 @@ impl Hold {
         Ok(leaving.last().and_then(|epoch| epoch.end).unwrap_or(0))
     }
 
-    /// The lowest published cut of this partition over all views of the source. Without a metric nobody needs the epochs.
-    async fn covered_by_all(&self) -> Result<Offset, StoreError> {
+    /// Below which offset epochs may leave the ledger: every view of the source covers them.
+    async fn covered_by_all(&self, ledger: &Ledger) -> Result<Offset, StoreError> {
         let catalog = Arc::clone(&self.catalog.borrow());
-        let mut lowest = Offset::MAX;
+        let mut states = Vec::new();
         for view in catalog.metrics_of(&self.place.source).flat_map(|metric| &metric.views) {
-            let (_, state) = load_view(&*self.place.deps.store, &view.id).await?;
-            lowest = lowest.min(state.published.cut.at(self.place.partition));
+            states.push(load_view(&*self.place.deps.store, &view.id).await?.1);
         }
-        Ok(lowest)
+        Ok(trim_below(&states, self.place.partition, ledger.sealed_end()))
     }
 
     /// Goes on in the epoch that the seal opened. Under another definition of the source, ids are remembered otherwise: then
