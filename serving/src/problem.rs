@@ -92,7 +92,7 @@ fn title(code: &str) -> String {
 }
 
 impl IntoResponse for Problem {
-    /// Only marks the response; [`write`] fills it in.
+    /// Only marks the response; [`write()`] fills it in.
     fn into_response(self) -> Response<Body> {
         let mut response = self.status.into_response();
         if let Some(after) = self.retry_after {
