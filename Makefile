@@ -18,7 +18,7 @@ test: setup ## all tests, against a real broker and node too (LAMINA_SKIP_REAL=1
 lint: setup $(DENY) ## formatting, clippy, documentation, licences and duplicate dependencies
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --document-private-items --quiet
 	$(DENY) --log-level error check bans licenses sources
 
 up: ## start a Kafka broker and a Cassandra node on loopback

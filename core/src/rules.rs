@@ -69,7 +69,7 @@ mod switch {
 #[cfg(any(test, feature = "conformance"))]
 pub use switch::without;
 
-/// Whether a rule holds: always, except within [`without`] in a test.
+/// Whether a rule holds: always, except within `without` in a test.
 #[inline]
 pub(crate) fn on(rule: Rule) -> bool {
     #[cfg(any(test, feature = "conformance"))]
