@@ -330,7 +330,7 @@ def three(each):
 
 
 def several(figures, *names):
-    return ", ".join(str(figures.get(name) or "–") for name in names)
+    return ", ".join("–" if figures.get(name) is None else str(figures[name]) for name in names)
 
 
 def say(text):
