@@ -30,8 +30,9 @@ down: ## stop them; their data stay in .run
 status: ## what runs where
 	@deploy/local/status.sh
 
-bench: setup ## measurements; see bench/
-	cargo bench --workspace
+bench: setup ## end-to-end measurements, about five minutes; see bench/ (LAMINA_SKIP_REAL=1: embedded only)
+	cargo build --bin lamina
+	@deploy/local/with.sh python3 bench/end_to_end.py
 
 setup: ## install what building needs, if something is missing
 	@deploy/local/setup.sh
