@@ -221,16 +221,17 @@ impl Check<'_> {
         }
     }
 
-    /// The share of grain buckets to which both layers contribute.
+    /// The share of the first rollup's buckets to which both layers contribute.
     fn fed_by_both(&self, lamina: &Lamina, metric: &str) -> f64 {
         let truth = self.set.query.iter().find(|truth| truth.metric == metric).expect("a truth of the metric");
         let known = lamina.get(&format!("/v1/metrics/{metric}"), &[]);
-        let grain = known["definition"]["grain"].as_str().expect("a grain");
+        let definition = &known["definition"];
+        let width = definition["rollups"][0].as_str().or(definition["grain"].as_str()).expect("a grain");
         let buckets = |layer: &str| -> BTreeSet<String> {
             let parameters = [
                 ("from", truth.params["from"].as_str()),
                 ("to", truth.params["to"].as_str()),
-                ("step", grain),
+                ("step", width),
                 ("layer", layer),
             ];
             let parameters: Vec<_> = parameters.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
