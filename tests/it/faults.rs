@@ -541,6 +541,30 @@ fn a_stop_drains_and_seals_and_a_folder_has_one_process() {
     visible(&lamina, 600);
 }
 
+#[test]
+fn a_full_disk_is_named_and_passes_without_a_restart() {
+    let world = World::new();
+    let mut lamina = world.start();
+    assert_eq!(post(&lamina, &[], lines(0..100)).status, 202);
+    visible(&lamina, 100);
+
+    lamina.limit_files("1");
+    let data = world.path().join("data").to_string_lossy().into_owned();
+    let detail = post(&lamina, &[], lines(100..110)).problem(503, "log_full");
+    assert!(detail.contains(&data), "{detail}");
+    let ready = get(&lamina, "/readyz");
+    ready.problem(503, "not_ready");
+    assert!(ready.body["checks"]["log"].as_str().is_some_and(|why| why.contains(&data)), "{}", ready.body);
+    assert_eq!(count_and_sum(&query(&lamina, "")), all_of(100), "reads go on");
+
+    lamina.limit_files("unlimited");
+    lamina.wait_until_ready();
+    // with the same ids: whether the log has them from before or not, they count once
+    assert_eq!(post(&lamina, &[], lines(100..110)).status, 202);
+    visible(&lamina, 110);
+    assert!(lamina.stop(SOON).success());
+}
+
 fn files(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let paths = entries.map(|entry| entry.unwrap().path());

@@ -117,6 +117,12 @@ impl Lamina {
         }
     }
 
+    /// The largest file that the process may write, as `prlimit` takes it.
+    pub(crate) fn limit_files(&self, bytes: &str) {
+        let (pid, limit) = (self.child.id().to_string(), format!("--fsize={bytes}:"));
+        assert!(Command::new("prlimit").args(["--pid", &pid, &limit]).status().unwrap().success());
+    }
+
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.client.request(method, format!("{}{path}", self.url))
     }
@@ -206,8 +212,9 @@ impl Drop for Lamina {
 
 fn spawn(config: &Path, folder: &Path) -> Child {
     let log = fs::OpenOptions::new().create(true).append(true).open(folder.join("lamina.log")).unwrap();
-    Command::new(LAMINA)
-        .args(["serve", "--config", &config.to_string_lossy()])
+    // A limit of file sizes stands for a full disk; what exceeds it is to fail, and not to end the process.
+    Command::new("env")
+        .args(["--ignore-signal=XFSZ", LAMINA, "serve", "--config", &config.to_string_lossy()])
         .env("RUST_LOG", "info")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
