@@ -8,7 +8,9 @@ use tracing_subscriber::EnvFilter;
 /// Sends logs to stderr: for people on a terminal, as JSON lines otherwise. `RUST_LOG` filters.
 pub fn init_logs(default: &str) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // reporting that stderr cannot be written, to stderr, would panic: a full disk under the log file ends nothing
+    let logs =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let done = if std::io::stderr().is_terminal() { logs.with_ansi(colour).try_init() } else { logs.json().try_init() };
     if let Err(error) = done {

@@ -11,6 +11,8 @@ use crate::{
     Config, chunks::CachedChunks, http::progress::Movements, problem::Problem, registry::Registry, topics::Topics,
 };
 
+pub(crate) const NOT_LOADED: &str = "definitions are not loaded yet: the view store has not answered since the start";
+
 /// What the serving layer stands on.
 #[derive(Clone)]
 pub struct Deps {
@@ -63,8 +65,17 @@ impl App {
         Arc::clone(&self.deps.catalog.borrow())
     }
 
-    pub(crate) fn metric(&self, name: &str) -> Result<Arc<Metric>, Problem> {
+    /// Before definitions are loaded, which needs the store once, nothing can be said about any name.
+    pub(crate) fn definitions(&self) -> Result<Arc<Catalog>, Problem> {
         let catalog = self.catalog();
+        if catalog.revision == 0 {
+            return Err(Problem::unavailable("not_loaded", NOT_LOADED));
+        }
+        Ok(catalog)
+    }
+
+    pub(crate) fn metric(&self, name: &str) -> Result<Arc<Metric>, Problem> {
+        let catalog = self.definitions()?;
         catalog.metrics.get(name).cloned().ok_or_else(|| {
             Problem::not_found(
                 "unknown_metric",
@@ -74,7 +85,7 @@ impl App {
     }
 
     pub(crate) fn source(&self, name: &str) -> Result<Arc<Source>, Problem> {
-        let catalog = self.catalog();
+        let catalog = self.definitions()?;
         catalog.sources.get(name).cloned().ok_or_else(|| {
             Problem::not_found(
                 "unknown_source",

@@ -12,12 +12,9 @@ use lamina_core::{
     LogId, Micros, Part, SpeedChunks, SpeedKey, Stamp, StoreError, ViewId, clock::SystemClock, conformance,
 };
 use scylla::client::{session::Session, session_builder::SessionBuilder};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    sync::watch,
-};
 use uuid::Uuid;
+
+use super::proxy::{Line, proxy};
 
 fn node() -> String {
     std::env::var("LAMINA_TEST_CASSANDRA").unwrap_or_else(|_| "127.0.0.1:19042".to_owned())
@@ -182,54 +179,10 @@ fn a_ledger_without_epochs_keeps_its_version() {
     });
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Line {
-    Whole,
-    /// Requests arrive, answers do not.
-    Mute,
-    Cut,
-}
-
-/// Stands between a store and the node; the line can be disturbed.
-async fn proxy() -> (String, watch::Sender<Line>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let (sender, line) = watch::channel(Line::Whole);
-    tokio::spawn(async move {
-        while let Ok((client, _)) = listener.accept().await {
-            if *line.borrow() != Line::Cut {
-                tokio::spawn(forward(client, line.clone()));
-            }
-        }
-    });
-    (address, sender)
-}
-
-async fn forward(client: TcpStream, mut line: watch::Receiver<Line>) {
-    let (mut requests, mut to_client) = client.into_split();
-    let (mut answers, mut to_node) = TcpStream::connect(node()).await.unwrap().into_split();
-    let mut mute = line.clone();
-    let down = async {
-        let mut buffer = vec![0; 65_536];
-        while let Ok(length @ 1..) = answers.read(&mut buffer).await {
-            if mute.wait_for(|line| *line != Line::Mute).await.is_err()
-                || to_client.write_all(&buffer[..length]).await.is_err()
-            {
-                break;
-            }
-        }
-    };
-    tokio::select! {
-        _ = tokio::io::copy(&mut requests, &mut to_node) => {}
-        () = down => {}
-        _ = line.wait_for(|line| *line == Line::Cut) => {}
-    }
-}
-
 #[test]
 fn a_lost_answer_is_unknown_and_an_outage_passes_by_itself() {
     on_fresh_keyspace(|_, config| async move {
-        let (address, line) = proxy().await;
+        let (address, line) = proxy(node()).await;
         let config =
             CassandraConfig { contact_points: vec![address], request_timeout: Duration::from_secs(2), ..config };
         let store = CassandraStore::new(config);

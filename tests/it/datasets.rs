@@ -13,7 +13,7 @@ use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use serde_json::Value;
 
 use super::{
-    process::{Backend, Lamina, Settings},
+    process::{Addresses, Backend, Lamina, Settings},
     truth::{self, DataSet},
 };
 
@@ -131,6 +131,7 @@ impl Check<'_> {
         Settings {
             definitions,
             backend: self.backend,
+            addresses: Addresses::default(),
             partitions: PARTITIONS,
             // the epoch that is killed must be unsealed
             epoch: if self.situation == Situation::Killed { "10m" } else { "1s" },

@@ -8,6 +8,8 @@ mod backends;
 mod cassandra;
 mod datasets;
 mod embedded;
+mod faults;
 mod kafka;
 mod process;
+mod proxy;
 mod truth;

@@ -4,10 +4,11 @@ use std::{
     fs,
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     time::{Duration, Instant},
 };
 
+use reqwest::{Method, blocking::RequestBuilder};
 use serde_json::{Value, json};
 
 pub(crate) const LAMINA: &str = env!("CARGO_BIN_EXE_lamina");
@@ -38,11 +39,29 @@ pub(crate) fn in_ci() -> bool {
     std::env::var_os("CI").is_some()
 }
 
+/// Where the real backends are.
+#[derive(Clone, Debug)]
+pub(crate) struct Addresses {
+    pub(crate) kafka: String,
+    pub(crate) cassandra: String,
+}
+
+impl Default for Addresses {
+    fn default() -> Self {
+        let given = |name, otherwise: &str| std::env::var(name).unwrap_or_else(|_| otherwise.to_owned());
+        Self {
+            kafka: given("LAMINA_TEST_KAFKA", "127.0.0.1:19092"),
+            cassandra: given("LAMINA_TEST_CASSANDRA", "127.0.0.1:19042"),
+        }
+    }
+}
+
 /// What differs between the processes of a test.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) definitions: PathBuf,
     pub(crate) backend: Backend,
+    pub(crate) addresses: Addresses,
     pub(crate) partitions: u32,
     /// `[speed] epoch`
     pub(crate) epoch: &'static str,
@@ -60,20 +79,52 @@ pub(crate) struct Lamina {
 }
 
 impl Lamina {
-    /// Writes a configuration into `folder` and starts `lamina serve`; returns once it is ready.
+    /// Migrates, and starts `lamina serve` in `folder`; returns once it is ready.
     pub(crate) fn start(folder: &Path, settings: &Settings, keyspace: &str) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let config = folder.join("lamina.toml");
-        fs::write(&config, configuration(folder, settings, keyspace, port)).unwrap();
+        let (config, port) = configure(folder, settings, keyspace);
         if settings.backend == Backend::Real {
             let migrated = run(&["migrate", "--config", &config.to_string_lossy()]);
             assert!(migrated.status.success(), "migrate: {}", String::from_utf8_lossy(&migrated.stderr));
         }
-        let client = reqwest::blocking::Client::builder().timeout(Duration::from_secs(90)).build().unwrap();
-        let url = format!("http://127.0.0.1:{port}");
-        let mut lamina = Self { child: spawn(&config, folder), folder: folder.to_owned(), config, url, client };
+        let mut lamina = Self::spawned(folder, config, port);
         lamina.wait_until_ready();
         lamina
+    }
+
+    /// Starts `lamina serve` in `folder`, and returns at once.
+    pub(crate) fn launch(folder: &Path, settings: &Settings, keyspace: &str) -> Self {
+        let (config, port) = configure(folder, settings, keyspace);
+        Self::spawned(folder, config, port)
+    }
+
+    fn spawned(folder: &Path, config: PathBuf, port: u16) -> Self {
+        let client = reqwest::blocking::Client::builder().timeout(Duration::from_secs(90)).build().unwrap();
+        let url = format!("http://127.0.0.1:{port}");
+        Self { child: spawn(&config, folder), folder: folder.to_owned(), config, url, client }
+    }
+
+    /// SIGTERM; gives how the process ended.
+    pub(crate) fn stop(&mut self, within: Duration) -> ExitStatus {
+        let sent = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success(), "no signal was sent");
+        let from = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(from.elapsed() < within, "lamina still runs {within:?} after SIGTERM: {}", self.log_tail());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// The largest file that the process may write, as `prlimit` takes it.
+    pub(crate) fn limit_files(&self, bytes: &str) {
+        let (pid, limit) = (self.child.id().to_string(), format!("--fsize={bytes}:"));
+        assert!(Command::new("prlimit").args(["--pid", &pid, &limit]).status().unwrap().success());
+    }
+
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("{}{path}", self.url))
     }
 
     /// kill -9.
@@ -88,7 +139,7 @@ impl Lamina {
         self.wait_until_ready();
     }
 
-    fn wait_until_ready(&mut self) {
+    pub(crate) fn wait_until_ready(&mut self) {
         let from = Instant::now();
         loop {
             if self.client.get(format!("{}/readyz", self.url)).send().is_ok_and(|answer| answer.status().is_success()) {
@@ -161,8 +212,9 @@ impl Drop for Lamina {
 
 fn spawn(config: &Path, folder: &Path) -> Child {
     let log = fs::OpenOptions::new().create(true).append(true).open(folder.join("lamina.log")).unwrap();
-    Command::new(LAMINA)
-        .args(["serve", "--config", &config.to_string_lossy()])
+    // A limit of file sizes stands for a full disk; what exceeds it is to fail, and not to end the process.
+    Command::new("env")
+        .args(["--ignore-signal=XFSZ", LAMINA, "serve", "--config", &config.to_string_lossy()])
         .env("RUST_LOG", "info")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -175,10 +227,17 @@ pub(crate) fn run(arguments: &[&str]) -> Output {
     Command::new(LAMINA).args(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
+/// Writes `lamina.toml`; gives its path and the port that it names.
+pub(crate) fn configure(folder: &Path, settings: &Settings, keyspace: &str) -> (PathBuf, u16) {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let config = folder.join("lamina.toml");
+    fs::write(&config, configuration(folder, settings, keyspace, port)).unwrap();
+    (config, port)
+}
+
 fn configuration(folder: &Path, settings: &Settings, keyspace: &str, port: u16) -> String {
-    let Settings { definitions, backend, partitions, epoch, schedule } = settings;
-    let kafka = std::env::var("LAMINA_TEST_KAFKA").unwrap_or_else(|_| "127.0.0.1:19092".into());
-    let cassandra = std::env::var("LAMINA_TEST_CASSANDRA").unwrap_or_else(|_| "127.0.0.1:19042".into());
+    let Settings { definitions, backend, addresses, partitions, epoch, schedule } = settings;
+    let Addresses { kafka, cassandra } = addresses;
     let (log, store) = match backend {
         Backend::Embedded => ("kind = \"embedded\"".to_owned(), "kind = \"embedded\"".to_owned()),
         Backend::Real => (

@@ -39,19 +39,19 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 /// Lists metrics by name.
 #[utoipa::path(get, path = "/v1/metrics", tag = "definitions",
     responses((status = 200, description = "All metrics", body = serde_json::Value)))]
-async fn list_metrics(State(app): State<App>) -> Json<Value> {
-    let catalog = app.catalog();
+async fn list_metrics(State(app): State<App>) -> Result<Json<Value>, Problem> {
+    let catalog = app.definitions()?;
     let metrics: Vec<Value> = catalog.metrics.values().map(|metric| summary_of_metric(&app, metric)).collect();
-    Json(json!({"metrics": metrics}))
+    Ok(Json(json!({"metrics": metrics})))
 }
 
 /// Lists sources by name.
 #[utoipa::path(get, path = "/v1/sources", tag = "definitions",
     responses((status = 200, description = "All sources", body = serde_json::Value)))]
-async fn list_sources(State(app): State<App>) -> Json<Value> {
-    let catalog = app.catalog();
+async fn list_sources(State(app): State<App>) -> Result<Json<Value>, Problem> {
+    let catalog = app.definitions()?;
     let sources: Vec<Value> = catalog.sources.values().map(|source| summary_of_source(&app, source)).collect();
-    Json(json!({"sources": sources}))
+    Ok(Json(json!({"sources": sources})))
 }
 
 /// A metric's definition, its versions and the status of its views.

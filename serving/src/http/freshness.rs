@@ -84,7 +84,7 @@ type Pairs = Query<Vec<(String, String)>>;
         (status = 503, description = "Asked to fail on a breach, and there is one", body = Freshness)))]
 async fn freshness(State(app): State<App>, Query(pairs): Pairs) -> Result<Response, Problem> {
     let fail = fail_on_breach(&pairs)?;
-    let catalog = app.catalog();
+    let catalog = app.definitions()?;
     let metrics: Vec<&Metric> = catalog.metrics.values().map(|metric| &**metric).collect();
     report(&app, &metrics, fail).await
 }

@@ -30,16 +30,18 @@ async fn livez() -> Json<serde_json::Value> {
     Json(json!({"status": "ok"}))
 }
 
-/// Whether requests can be answered: log and store are reachable. How fresh the data is does not matter here.
+/// Whether requests can be answered: log and store are reachable, definitions are loaded. How fresh the data is does not
+/// matter here.
 #[utoipa::path(get, path = "/readyz", tag = "operation",
     responses((status = 200, description = "They can", body = serde_json::Value),
         (status = 503, description = "`checks` says what failed")))]
 async fn readyz(State(app): State<App>) -> Result<Json<serde_json::Value>, Problem> {
     let (log, store) = tokio::join!(check(app.deps.log.ping()), check(app.deps.store.get("readiness", "probe")));
-    if log.is_err() || store.is_err() {
-        return Err(problem::not_ready(&[("log", log), ("store", store)]));
+    let definitions = app.definitions().map(drop).map_err(|problem| problem.detail);
+    if log.is_err() || store.is_err() || definitions.is_err() {
+        return Err(problem::not_ready(&[("log", log), ("store", store), ("definitions", definitions)]));
     }
-    Ok(Json(json!({"status": "ok", "checks": {"log": "ok", "store": "ok"}})))
+    Ok(Json(json!({"status": "ok", "checks": {"log": "ok", "store": "ok", "definitions": "ok"}})))
 }
 
 async fn check<T, E: Display>(ping: impl Future<Output = Result<T, E>>) -> Result<(), String> {

@@ -32,7 +32,7 @@ pub(crate) struct Partitions {
 
 /// The partitions of a source's topic: none while the topic does not exist.
 pub(crate) async fn partitions_of(app: &App, source: &Source) -> Result<Partitions, Problem> {
-    Ok(match app.topics.find(&source.topic).await? {
+    Ok(match app.topics.find_or_last(&source.topic).await? {
         Some(topic) => Partitions { log: topic.log_id(&source.name), all: (0..topic.partitions).collect() },
         None => Partitions { log: LogId::new(&source.name, ""), all: Vec::new() },
     })
@@ -122,7 +122,7 @@ async fn is_current(app: &App, source: &Source, token: &Token) -> Result<bool, P
     let known = |topic: &lamina_core::log::Topic| {
         topic.id == token.topic_id && token.positions.keys().all(|partition| *partition < topic.partitions)
     };
-    if app.topics.find(&source.topic).await?.is_some_and(|topic| known(&topic)) {
+    if app.topics.find_or_last(&source.topic).await?.is_some_and(|topic| known(&topic)) {
         return Ok(true);
     }
     // What is remembered of the topic may be older than the token.

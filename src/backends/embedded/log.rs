@@ -156,6 +156,7 @@ impl Log for EmbeddedLog {
     }
 
     async fn ping(&self) -> Result<(), LogError> {
-        self.inner.engine.db().map(drop).map_err(Failure::log)
+        // writes nothing, but waits for the writer, which looks for space again if it failed for want of it
+        self.inner.engine.write(|_| Ok(())).await.map_err(Failure::log)
     }
 }
