@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream};
 
 use crate::{
@@ -82,8 +83,8 @@ pub struct Request<'a> {
     pub width: Micros,
     /// Starts of batch periods to read, half-open.
     pub periods: Range<Micros>,
-    /// One series only.
-    pub series: Option<&'a [u8]>,
+    /// Of batch these series only, each with its shard; `None` is all series of the shards.
+    pub series: Option<&'a [(Shard, Bytes)]>,
 }
 
 /// A speed chunk with what decides whether it counts.
@@ -262,19 +263,14 @@ async fn read_batch<C: Chunks + ?Sized>(
     let published = &snapshot.published;
     let generation = if rules::on(Rule::FreshBatchChunks) { published.generation } else { 0 };
     let ranges = base_ranges(&published.bases, &request.periods);
-    let scans =
-        ranges.iter().flat_map(|(periods, base)| request.shards.iter().map(move |&shard| (periods, *base, shard)));
-    let reads = scans.map(|(periods, base, shard)| {
-        let periods = periods.clone();
-        let scan = BatchScan {
-            generation,
-            view: request.view,
-            width: request.width,
-            base,
-            shard,
-            periods,
-            series: request.series,
-        };
+    let places: Vec<(Shard, Option<&[u8]>)> = match request.series {
+        Some(series) => series.iter().map(|(shard, series)| (*shard, Some(&**series))).collect(),
+        None => request.shards.iter().map(|&shard| (shard, None)).collect(),
+    };
+    let scans = ranges.iter().flat_map(|range| places.iter().map(move |&place| (range, place)));
+    let reads = scans.map(|((periods, base), (shard, series))| {
+        let (periods, base) = (periods.clone(), *base);
+        let scan = BatchScan { generation, view: request.view, width: request.width, base, shard, periods, series };
         async move { chunks.batch(&scan).await }.boxed()
     });
     let reads: Reads<'_, _> = reads.collect();

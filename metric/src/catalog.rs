@@ -103,11 +103,7 @@ impl Catalog {
     /// # Errors
     /// Every error of every file at once, those of reading included.
     pub fn load(paths: &[PathBuf], versions: &Versions) -> Result<Self, Vec<Diagnostic>> {
-        let mut files = Vec::new();
-        let mut failed = Vec::new();
-        for path in paths {
-            collect(path, true, &mut files, &mut failed);
-        }
+        let (files, mut failed) = gather(paths);
         match Self::compile(&files, versions) {
             Ok(catalog) if failed.is_empty() => Ok(catalog),
             Ok(_) => Err(failed),
@@ -129,12 +125,15 @@ impl Catalog {
 /// # Errors
 /// All that cannot be read.
 pub fn read_files(paths: &[PathBuf]) -> Result<Vec<(String, String)>, Vec<Diagnostic>> {
-    let mut files = Vec::new();
-    let mut failed = Vec::new();
-    for path in paths {
-        collect(path, true, &mut files, &mut failed);
-    }
+    let (files, failed) = gather(paths);
     if failed.is_empty() { Ok(files) } else { Err(failed) }
+}
+
+/// What could be read, and what could not.
+fn gather(paths: &[PathBuf]) -> (Vec<(String, String)>, Vec<Diagnostic>) {
+    let (mut files, mut failed) = (Vec::new(), Vec::new());
+    paths.iter().for_each(|path| collect(path, true, &mut files, &mut failed));
+    (files, failed)
 }
 
 /// Reads a file, or all `*.toml` files below a folder. A file that was named is read whatever its name ends in.

@@ -43,7 +43,7 @@ pub use fold::ViewFold;
 pub use infer::infer;
 pub use metric::{Dimension, Metric, MetricError, Prepared, View};
 pub use select::SeriesFilter;
-pub use series::{DimensionValue, OVERFLOW, Series};
+pub use series::{DimensionValue, FastHash, OVERFLOW, Series};
 pub use source::Source;
 pub use state::{Layout, StateError, States, decode_states, encode_states};
 pub use time::Length;

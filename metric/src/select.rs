@@ -2,6 +2,7 @@
 //! functions, no arithmetic, no subqueries. [`condition`] reads it; DataFusion coerces its types and evaluates it.
 
 mod condition;
+mod pinned;
 
 use std::sync::Arc;
 
@@ -14,10 +15,14 @@ use datafusion::{
     common::DFSchema, execution::session_state::SessionStateBuilder, logical_expr::Expr, physical_expr::PhysicalExpr,
 };
 
+use self::pinned::Pinned;
 use crate::{
     metric::{Dimension, Metric, View},
     series::{DimensionValue, Series},
 };
+
+/// Most series that [`SeriesFilter::series`] names.
+const MAX_NAMED: usize = 256;
 
 /// A boolean filter over dimensions; only TRUE passes.
 #[derive(Clone, Debug)]
@@ -26,6 +31,7 @@ pub struct SeriesFilter {
     columns: Vec<usize>,
     schema: SchemaRef,
     condition: Arc<dyn PhysicalExpr>,
+    pinned: Pinned,
 }
 
 impl SeriesFilter {
@@ -37,17 +43,18 @@ impl SeriesFilter {
 
     pub(crate) fn over(sql: &str, dimensions: &[Dimension]) -> Result<Self, String> {
         let (condition, columns) = condition::parse(sql, dimensions)?;
-        Self::compile(condition, columns, dimensions)
+        let pinned = pinned::pinned(&condition, dimensions);
+        Self::compile(condition, columns, pinned, dimensions)
     }
 
-    fn compile(condition: Expr, columns: Vec<usize>, dimensions: &[Dimension]) -> Result<Self, String> {
+    fn compile(condition: Expr, columns: Vec<usize>, pinned: Pinned, dimensions: &[Dimension]) -> Result<Self, String> {
         let field = |&at: &usize| Field::new(&dimensions[at].name, dimensions[at].data_type.clone(), true);
         let schema = Arc::new(Schema::new(columns.iter().map(field).collect::<Vec<_>>()));
         let named = DFSchema::try_from(Arc::clone(&schema)).map_err(readable)?;
         let state = SessionStateBuilder::new().build();
         let condition = state.create_physical_expr(condition, &named).map_err(readable)?;
         match condition.data_type(&schema).map_err(readable)? {
-            DataType::Boolean | DataType::Null => Ok(Self { columns, schema, condition }),
+            DataType::Boolean | DataType::Null => Ok(Self { columns, schema, condition, pinned }),
             other => Err(format!("the filter must be a condition, this is of type {other}")),
         }
     }
@@ -57,16 +64,39 @@ impl SeriesFilter {
         &self.columns
     }
 
+    /// The only series of the view that can pass, where the condition leaves few: `None` if they are many or not known.
+    pub fn series(&self, view: &View) -> Option<Vec<Series>> {
+        self.series_of(&view.dimensions)
+    }
+
+    fn series_of(&self, view: &[usize]) -> Option<Vec<Series>> {
+        let values: Vec<&Vec<DimensionValue>> = view.iter().map(|at| self.pinned.get(at)).collect::<Option<_>>()?;
+        let number = values.iter().try_fold(1_usize, |number, values| number.checked_mul(values.len()))?;
+        if number > MAX_NAMED {
+            return None;
+        }
+        let longer = |heads: Vec<Vec<DimensionValue>>, values: &Vec<DimensionValue>| {
+            let with =
+                |head: &Vec<DimensionValue>, value: &DimensionValue| [head.as_slice(), &[value.clone()]].concat();
+            heads.iter().flat_map(|head| values.iter().map(move |value| with(head, value))).collect()
+        };
+        let mut series: Vec<Series> =
+            values.into_iter().fold(vec![Vec::new()], longer).iter().map(|values| Series::new(values)).collect();
+        series.sort_unstable();
+        series.dedup();
+        Some(series)
+    }
+
     /// Which of these series of a view pass.
     ///
     /// # Errors
     /// If the view lacks a dimension that the filter reads, or a series does not decode.
-    pub fn mask(&self, view: &View, metric: &Metric, series: &[Series]) -> Result<Vec<bool>, String> {
+    pub fn mask(&self, view: &View, metric: &Metric, series: &[&Series]) -> Result<Vec<bool>, String> {
         self.mask_of(&view.dimensions, &metric.dimensions, series)
     }
 
-    fn mask_of(&self, view: &[usize], dimensions: &[Dimension], series: &[Series]) -> Result<Vec<bool>, String> {
-        let values = series.iter().map(Series::values).collect::<Result<Vec<_>, _>>().map_err(readable)?;
+    fn mask_of(&self, view: &[usize], dimensions: &[Dimension], series: &[&Series]) -> Result<Vec<bool>, String> {
+        let values = series.iter().map(|series| series.values()).collect::<Result<Vec<_>, _>>().map_err(readable)?;
         let column = |&at: &usize| {
             let place = view.iter().position(|&own| own == at);
             let place = place.ok_or_else(|| format!("the view has no dimension `{}`", dimensions[at].name))?;

@@ -105,6 +105,10 @@ impl Series {
         &self.0
     }
 
+    pub fn to_bytes(&self) -> Bytes {
+        self.0.clone()
+    }
+
     pub fn from_bytes(bytes: Bytes) -> Self {
         Self(bytes)
     }
@@ -124,10 +128,11 @@ impl Series {
 }
 
 /// Hashes keys by XXH3, which is fast on short byte strings.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct FastHash;
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FastHash;
 
-pub(crate) struct FastHasher(u64);
+#[derive(Debug)]
+pub struct FastHasher(u64);
 
 impl BuildHasher for FastHash {
     type Hasher = FastHasher;

@@ -61,11 +61,16 @@ impl CachedChunks {
                 .build(),
             deltas: Cache::builder()
                 .max_capacity(bytes / 4)
-                .weigher(move |_, chunks: &Deltas| weigh(chunks.iter().map(|chunk| speed_bytes(chunk)).sum()))
+                .weigher(move |_, chunks: &Deltas| {
+                    weigh(ENTRY + chunks.iter().map(|chunk| speed_bytes(chunk)).sum::<usize>())
+                })
                 .build(),
             batch: Cache::builder()
                 .max_capacity(bytes / 2)
-                .weigher(move |_, parts: &Parts| weigh(parts.iter().map(|part| batch_bytes(part)).sum()))
+                .weigher(move |key: &ScanKey, parts: &Parts| {
+                    let series = key.series.as_ref().map_or(0, Vec::len);
+                    weigh(ENTRY + series + parts.iter().map(|part| batch_bytes(part)).sum::<usize>())
+                })
                 .build(),
         }
     }
@@ -172,6 +177,8 @@ fn decode_batch(row: BatchRow) -> Result<Arc<BatchPart>, StoreError> {
     Ok(Arc::new(BatchPart { series, period: row.key.period, cut: row.cut, chunk }))
 }
 
+/// What an entry of a cache takes besides its value: the key, and the cache's own bookkeeping. Nothing found is an entry, too.
+const ENTRY: usize = 512;
 /// Besides the states: keys, cells of vectors, and what allocations cost.
 const OVERHEAD: usize = 64;
 

@@ -16,7 +16,7 @@ fn passes(sql: &str) -> [bool; 3] {
     let usual = [Str("anna".into()), Int(200), Bool(true), Float(0.5_f64.to_bits()), Str("DE".into()), Str("x".into())];
     let series = [Series::new(&usual), Series::new(&vec![Null; 6]), Series::overflow(6)];
     let filter = parse(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
-    filter.mask_of(&[0, 1, 2, 3, 4, 5], &dimensions(), &series).unwrap().try_into().unwrap()
+    filter.mask_of(&[0, 1, 2, 3, 4, 5], &dimensions(), &series.each_ref()).unwrap().try_into().unwrap()
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn columns_are_those_read_and_the_view_must_have_them() {
     let filter = parse("Status = 1 OR user = 'a' OR Status = 2").unwrap();
     assert_eq!(filter.columns(), [0, 1]);
     let series = [Series::new(&[Int(2), Str("b".into())])];
-    assert!(filter.mask_of(&[1, 4], &dimensions(), &series).unwrap_err().contains("`user`"));
+    assert!(filter.mask_of(&[1, 4], &dimensions(), &series.each_ref()).unwrap_err().contains("`user`"));
     assert_eq!(filter.mask_of(&[0, 1], &dimensions(), &[]).unwrap(), Vec::<bool>::new());
 }
 
@@ -133,4 +133,39 @@ fn hostile_filters_end_soon_on_a_small_stack() {
         assert!(parse(&mixed).is_ok());
     };
     std::thread::Builder::new().stack_size(1 << 20).spawn(work).unwrap().join().unwrap();
+}
+
+#[test]
+fn series_are_named_only_where_no_other_can_pass() {
+    let named = |sql: &str, view: &[usize]| {
+        let series = parse(sql).unwrap().series_of(view)?;
+        Some(series.iter().map(|series| series.values().unwrap()).collect::<Vec<_>>())
+    };
+    let text = |text: &str| Str(text.into());
+    assert_eq!(named("user = 'a' AND 7 = Status", &[0, 1]), Some(vec![vec![text("a"), Int(7)]]));
+    assert_eq!(named("user = 'a' AND (Status > 1 AND user <> 'b')", &[0]), Some(vec![vec![text("a")]]));
+    assert_eq!(
+        named("user IN ('b', 'a', 'b') AND isRobot", &[0, 2]),
+        Some(vec![vec![text("a"), Bool(true)], vec![text("b"), Bool(true)]])
+    );
+    assert_eq!(named("NOT isRobot", &[2]), Some(vec![vec![Bool(false)]]));
+    assert_eq!(named("user = 'a' AND user IN ('b', 'c')", &[0]), Some(vec![]));
+    let many = (0..300).map(|number| number.to_string()).collect::<Vec<_>>().join(", ");
+    for (sql, view) in [
+        ("user = 'a'", &[0, 1][..]),
+        ("user = 'a' OR user = 'b'", &[0]),
+        ("NOT user = 'a'", &[0]),
+        ("user <> 'a'", &[0]),
+        ("user NOT IN ('a')", &[0]),
+        ("user = NULL", &[0]),
+        ("user IN ('a', NULL)", &[0]),
+        ("user = 1", &[0]),
+        ("Status = 200.0", &[1]),
+        ("load = 0.5", &[3]),
+        ("user IS NOT DISTINCT FROM 'a'", &[0]),
+        ("user = \"geo.country\"", &[0]),
+        (&format!("Status IN ({many})"), &[1]),
+    ] {
+        assert_eq!(named(sql, view), None, "{sql}");
+    }
 }

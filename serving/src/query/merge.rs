@@ -12,7 +12,7 @@ use lamina_core::{
     Cut, Micros,
     read::{Inputs, Piece},
 };
-use lamina_metric::{DimensionValue, Layout, Series, SpeedChunk, States};
+use lamina_metric::{DimensionValue, FastHash, Layout, Series, SpeedChunk, States};
 
 use crate::{
     chunks::BatchPart,
@@ -51,49 +51,87 @@ struct Stored<'a> {
     overflow: bool,
 }
 
-type StoredSeries<'a> = HashMap<&'a Series, Stored<'a>>;
+/// Position of a series within a speed chunk, and among the stored ones.
+type Found = (u32, u32);
+
+/// The stored series that were read, each once.
+struct Index<'a> {
+    stored: Vec<Stored<'a>>,
+    /// The series of each batch chunk.
+    batch: Vec<u32>,
+    /// The series of each speed chunk, ascending.
+    speed: Vec<Vec<Found>>,
+}
 
 pub(crate) fn merge(plan: &Plan, read: &Read, layer: Layer) -> Result<Merged, Problem> {
-    let (stored, series) = find_series(plan, read)?;
+    let (index, series) = index(plan, read)?;
     let states = States::new(&Layout::of(&plan.metric));
-    let mut sink = Sink { plan, series, rows: HashMap::new(), states, overflow: 0 };
+    let mut sink = Sink { plan, series, rows: HashMap::default(), states, overflow: 0 };
     if layer != Layer::Speed {
-        for part in &read.batch {
-            let Some(stored) = stored.get(&part.series) else { continue };
-            let buckets = part.chunk.buckets.iter().map(|&bucket| (stored, bucket));
-            sink.add(buckets, &part.chunk.states)?;
+        for (part, &stored) in read.batch.iter().zip(&index.batch) {
+            let stored = &index.stored[stored as usize];
+            let within = |bucket: &Micros| plan.buckets.range.contains(bucket);
+            let buckets = part.chunk.buckets.iter().enumerate().filter(|(_, bucket)| within(bucket));
+            let (rows, buckets): (Vec<_>, Vec<_>) = buckets.map(|(row, &bucket)| (row, (stored, bucket))).unzip();
+            sink.add(&rows, &buckets, &part.chunk.states)?;
         }
     }
     if layer != Layer::Batch {
-        for piece in &read.speed {
-            add_speed(&mut sink, &stored, read, piece)?;
+        for (piece, found) in read.speed.iter().zip(&index.speed) {
+            add_speed(&mut sink, &index, read, piece, found)?;
         }
     }
     Ok(sink.finish())
 }
 
-/// Every stored series once: whether the filter takes it, and which series of the answer it belongs to.
-fn find_series<'a>(plan: &Plan, read: &'a Read) -> Result<(StoredSeries<'a>, Vec<MergedSeries>), Problem> {
-    let overflow = (!plan.view.dimensions.is_empty()).then(|| Series::overflow(plan.view.dimensions.len()));
-    let new = |series: &Series| Stored { into: None, cuts: Vec::new(), overflow: overflow.as_ref() == Some(series) };
-    let mut found = StoredSeries::new();
-    for part in &read.batch {
-        let stored = found.entry(&part.series).or_insert_with(|| new(&part.series));
-        stored.cuts.push((part.period, &part.cut));
-    }
-    for series in read.speed.iter().flat_map(|piece| &piece.chunk.series) {
-        found.entry(series).or_insert_with(|| new(series));
-    }
-    let all: Vec<Series> = found.keys().map(|series| (*series).clone()).collect();
-    let taken = match &plan.filter {
-        Some(filter) => filter.mask(&plan.view, &plan.metric, &all).map_err(|why| Problem::internal(&why))?,
-        None => vec![true; all.len()],
+/// Finds every stored series once: whether the filter takes it, and which series of the answer it belongs to.
+fn index<'a>(plan: &Plan, read: &'a Read) -> Result<(Index<'a>, Vec<MergedSeries>), Problem> {
+    let mut known: HashMap<&Series, u32, FastHash> = HashMap::default();
+    let mut all: Vec<&Series> = Vec::new();
+    let mut number = |series| {
+        let next = all.len() as u32;
+        let number = *known.entry(series).or_insert(next);
+        if number == next {
+            all.push(series);
+        }
+        number
     };
-    let (mut series, mut indexes): (Vec<MergedSeries>, HashMap<Series, u32>) = (Vec::new(), HashMap::new());
-    for (one, taken) in all.iter().zip(taken) {
-        let Some(stored) = found.get_mut(one) else { continue };
-        stored.cuts.sort_unstable_by_key(|(period, _)| *period);
+    let batch: Vec<u32> = read.batch.iter().map(|part| number(&part.series)).collect();
+    let speed = read.speed.iter().map(|piece| {
+        let series = &piece.chunk.series;
+        let found = |at: usize| (at as u32, number(&series[at]));
+        match &plan.named {
+            Some(named) => named.iter().filter_map(|one| series.binary_search(one).ok()).map(found).collect(),
+            None => (0..series.len()).map(found).collect(),
+        }
+    });
+    let speed: Vec<Vec<Found>> = speed.collect();
+    let (into, series) = group(plan, &all)?;
+    let overflow = (!plan.view.dimensions.is_empty()).then(|| Series::overflow(plan.view.dimensions.len()));
+    let stored = all.iter().zip(into).map(|(series, into)| {
+        let overflow = overflow.as_ref() == Some(series);
+        Stored { into, cuts: Vec::new(), overflow }
+    });
+    let mut stored: Vec<Stored<'a>> = stored.collect();
+    for (part, &at) in read.batch.iter().zip(&batch) {
+        stored[at as usize].cuts.push((part.period, &part.cut));
+    }
+    stored.iter_mut().for_each(|stored| stored.cuts.sort_unstable_by_key(|(period, _)| *period));
+    Ok((Index { stored, batch, speed }, series))
+}
+
+/// The answer's series, and which of them each stored one belongs to; `None` if the filter leaves it out.
+fn group(plan: &Plan, stored: &[&Series]) -> Result<(Vec<Option<u32>>, Vec<MergedSeries>), Problem> {
+    let taken = match &plan.filter {
+        Some(filter) => filter.mask(&plan.view, &plan.metric, stored).map_err(|why| Problem::internal(&why))?,
+        None => vec![true; stored.len()],
+    };
+    let mut series: Vec<MergedSeries> = Vec::new();
+    let mut indexes: HashMap<Series, u32, FastHash> = HashMap::default();
+    let mut into = Vec::with_capacity(stored.len());
+    for (one, taken) in stored.iter().zip(taken) {
         if !taken {
+            into.push(None);
             continue;
         }
         let kept = one.project(&plan.keep);
@@ -103,19 +141,18 @@ fn find_series<'a>(plan: &Plan, read: &'a Read) -> Result<(StoredSeries<'a>, Vec
         if index == next {
             series.push(MergedSeries { values, rows: Vec::new() });
         }
-        stored.into = Some(index);
+        into.push(Some(index));
     }
-    Ok((found, series))
+    Ok((into, series))
 }
 
-fn add_speed(
+fn add_speed<'a>(
     sink: &mut Sink<'_>,
-    stored: &StoredSeries<'_>,
+    index: &'a Index<'a>,
     read: &Read,
     piece: &Piece<Arc<SpeedChunk>>,
+    found: &[Found],
 ) -> Result<(), Problem> {
-    let chunk = &piece.chunk;
-    let known: Vec<&Stored<'_>> = chunk.series.iter().filter_map(|series| stored.get(series)).collect();
     // Whether the epoch adds to what batch has of this series and bucket.
     let counts = |stored: &Stored<'_>, bucket: Micros| {
         let period = sink.plan.period_of(bucket);
@@ -128,57 +165,55 @@ fn add_speed(
             }
         }
     };
-    let mut rows = Vec::with_capacity(chunk.rows.len());
-    let mut buckets = Vec::with_capacity(chunk.rows.len());
-    for (row, &(series, bucket)) in chunk.rows.iter().enumerate() {
-        // Decoding has checked that the series is there.
-        let Some(stored) = known.get(series as usize) else { continue };
-        if sink.plan.buckets.range.contains(&bucket) && (stored.cuts.is_empty() || counts(stored, bucket)) {
-            rows.push(row);
-            buckets.push((*stored, bucket));
+    let (range, all) = (&sink.plan.buckets.range, &piece.chunk.rows);
+    let (mut rows, mut buckets) = (Vec::new(), Vec::new());
+    let mut from = 0;
+    for &(series, stored) in found {
+        let stored = &index.stored[stored as usize];
+        if stored.into.is_none() && !stored.overflow {
+            continue;
         }
+        // Rows are ordered by series and bucket.
+        from += all[from..].partition_point(|&row| row < (series, range.start));
+        let until = from + all[from..].partition_point(|&row| row < (series, range.end));
+        for (row, &(_, bucket)) in all.iter().enumerate().take(until).skip(from) {
+            if stored.cuts.is_empty() || counts(stored, bucket) {
+                rows.push(row);
+                buckets.push((stored, bucket));
+            }
+        }
+        from = until;
     }
-    match rows.len() {
-        0 => Ok(()),
-        all if all == chunk.rows.len() => sink.add(buckets.into_iter(), &chunk.states),
-        _ => sink.add(buckets.into_iter(), &chunk.states.take(&rows)),
-    }
+    sink.add(&rows, &buckets, &piece.chunk.states)
 }
 
 /// Where states are put together.
 struct Sink<'a> {
     plan: &'a Plan,
     series: Vec<MergedSeries>,
-    rows: HashMap<(u32, Micros), usize>,
+    rows: HashMap<(u32, Micros), usize, FastHash>,
     states: States,
     overflow: u64,
 }
 
 impl Sink<'_> {
-    /// Adds a state per stored bucket; those out of range or left out by the filter are dropped.
-    fn add<'a>(
-        &mut self,
-        buckets: impl ExactSizeIterator<Item = (&'a Stored<'a>, Micros)>,
-        states: &States,
-    ) -> Result<(), Problem> {
-        let (mut rows, mut into) = (Vec::with_capacity(buckets.len()), Vec::with_capacity(buckets.len()));
-        for (row, (stored, bucket)) in buckets.enumerate() {
-            if !self.plan.buckets.range.contains(&bucket) {
-                continue;
-            }
+    /// Adds these rows of `states`, each with its series and stored bucket; those that the filter leaves out are dropped.
+    fn add(&mut self, rows: &[usize], buckets: &[(&Stored<'_>, Micros)], states: &States) -> Result<(), Problem> {
+        let (mut taken, mut into) = (Vec::with_capacity(rows.len()), Vec::with_capacity(rows.len()));
+        for (&row, &(stored, bucket)) in rows.iter().zip(buckets) {
             if stored.overflow {
                 self.overflow = self.overflow.saturating_add(states.count(row));
             }
             if let Some(series) = stored.into {
-                rows.push(row);
+                taken.push(row);
                 into.push(self.row(series, bucket)?);
             }
         }
         self.states.resize(self.rows.len());
-        match rows.len() {
+        match taken.len() {
             0 => {}
             all if all == states.len() => self.states.merge(states, &into)?,
-            _ => self.states.merge(&states.take(&rows), &into)?,
+            _ => self.states.merge(&states.take(&taken), &into)?,
         }
         Ok(())
     }

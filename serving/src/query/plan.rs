@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use axum::http::StatusCode;
 use lamina_core::{Micros, store};
-use lamina_metric::{Aggregate, Ask, Length, Metric, SeriesFilter, View};
+use lamina_metric::{Aggregate, Ask, Length, Metric, Series, SeriesFilter, View};
 
 use crate::{
     instant,
@@ -44,6 +44,8 @@ pub(crate) struct Plan {
     pub(crate) keep: Vec<usize>,
     pub(crate) group_by: Vec<String>,
     pub(crate) filter: Option<SeriesFilter>,
+    /// The only stored series that are read, ascending, with the overflow's: `None` is all.
+    pub(crate) named: Option<Vec<Series>>,
     pub(crate) asks: Vec<Ask>,
     pub(crate) order_by: Vec<(OrderKey, bool)>,
     /// Whether `order_by` asks for totals over the whole range.
@@ -75,6 +77,7 @@ impl Plan {
             retained_from: (horizon > range.start).then_some(horizon),
             totals: order_by.iter().any(|(key, _)| matches!(key, OrderKey::Aggregate(_))),
             metric: Arc::clone(metric),
+            named: named(filter.as_ref(), &view),
             view,
             range,
             width,
@@ -95,6 +98,17 @@ impl Plan {
         let period = store::period(self.width);
         bucket.div_euclid(period) * period
     }
+}
+
+/// The series that can pass the filter, if few; and the overflow's, whose events every answer of the view tells.
+fn named(filter: Option<&SeriesFilter>, view: &View) -> Option<Vec<Series>> {
+    let mut series = filter?.series(view)?;
+    if !view.dimensions.is_empty() {
+        series.push(Series::overflow(view.dimensions.len()));
+    }
+    series.sort_unstable();
+    series.dedup();
+    Some(series)
 }
 
 /// The smallest view that holds what the query groups and filters by.

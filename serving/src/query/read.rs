@@ -1,13 +1,14 @@
 //! Reads what a query needs, waiting for the positions that it asks for.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use axum::http::StatusCode;
+use bytes::Bytes;
 use lamina_core::{
     LogId, Partition, Shard, generation,
     read::{self, Request},
 };
-use lamina_metric::{Metric, Source};
+use lamina_metric::{Metric, Series, Source};
 use tokio::time::Instant;
 
 use crate::{
@@ -67,7 +68,12 @@ pub(crate) async fn read(app: &App, metric: &Arc<Metric>, params: &Params) -> Re
 
 /// Inputs that fit together, or `None` if they do not reach the tokens yet.
 async fn read_at(app: &App, plan: &Plan, partitions: &Partitions, tokens: &[&Token]) -> Result<Option<Read>, Problem> {
-    let shards: Vec<Shard> = (0..plan.view.shards).collect();
+    let place = |series: &Series| (series.shard(plan.view.shards), series.to_bytes());
+    let named: Option<Vec<(Shard, Bytes)>> = plan.named.as_ref().map(|named| named.iter().map(place).collect());
+    let shards: Vec<Shard> = match &named {
+        Some(named) => named.iter().map(|(shard, _)| *shard).collect::<BTreeSet<_>>().into_iter().collect(),
+        None => (0..plan.view.shards).collect(),
+    };
     let request = Request {
         log: &partitions.log,
         partitions: &partitions.all,
@@ -76,7 +82,7 @@ async fn read_at(app: &App, plan: &Plan, partitions: &Partitions, tokens: &[&Tok
         shards: &shards,
         width: plan.width,
         periods: plan.periods(),
-        series: None,
+        series: named.as_deref(),
     };
     let within = app.config.request_timeout;
     let reading = async {

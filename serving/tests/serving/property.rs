@@ -60,6 +60,8 @@ struct Ask {
     zone: Option<&'static str>,
     group_by: Vec<&'static str>,
     country: Option<usize>,
+    /// With a country too, the filter names every series that can pass.
+    channels: Option<Vec<usize>>,
 }
 
 fn asks() -> impl Strategy<Value = Ask> {
@@ -71,14 +73,16 @@ fn asks() -> impl Strategy<Value = Ask> {
     // Often on the hour or the day, so that coarse widths are taken.
     let from = prop_oneof![0..3000_i64, (0..48_i64).prop_map(|hour| hour * 60), (0..2_i64).prop_map(|day| day * 1440)];
     let minutes = prop_oneof![1..3000_i64, (1..48_i64).prop_map(|hour| hour * 60), Just(1440), Just(2880)];
-    (from, minutes, step, zone, group_by, prop::option::of(0..2_usize)).prop_map(
-        |(from, minutes, step, zone, group_by, country)| Ask {
+    let channels = prop::option::of(prop::collection::vec(0..3_usize, 1..3));
+    (from, minutes, step, zone, group_by, prop::option::of(0..2_usize), channels).prop_map(
+        |(from, minutes, step, zone, group_by, country, channels)| Ask {
             from: BASE + (from - 60) * MINUTE,
             minutes,
             step,
             zone,
             group_by,
             country,
+            channels,
         },
     )
 }
@@ -121,7 +125,9 @@ fn expected(ask: &Ask, appended: &[Edit], positions: &Value) -> Sums {
         offsets[edit.partition as usize] += 1;
         let below = offset < positions[edit.partition.to_string()].as_u64().unwrap();
         let in_range = (ask.from..ask.from + ask.minutes * MINUTE).contains(&edit.at);
-        if !below || !in_range || ask.country.is_some_and(|country| country != edit.country) {
+        let passes = ask.country.is_none_or(|country| country == edit.country)
+            && ask.channels.as_ref().is_none_or(|channels| channels.contains(&edit.channel));
+        if !below || !in_range || !passes {
             continue;
         }
         let value = |name: &&str| if *name == "channel" { CHANNELS[edit.channel] } else { COUNTRIES[edit.country] };
@@ -149,7 +155,13 @@ fn answered(ask: &Ask, body: &Value) -> Sums {
 async fn check(world: &World, appended: &[Edit], ask: &Ask) -> Result<(), TestCaseError> {
     let (from, to) = ((ask.from / 1000).to_string(), ((ask.from + ask.minutes * MINUTE) / 1000).to_string());
     let group_by = ask.group_by.join(",");
-    let filter = ask.country.map(|country| format!("country = '{}'", COUNTRIES[country]));
+    let mut filter: Vec<String> =
+        ask.country.map(|country| format!("country = '{}'", COUNTRIES[country])).into_iter().collect();
+    if let Some(channels) = &ask.channels {
+        let names: Vec<String> = channels.iter().map(|&channel| format!("'{}'", CHANNELS[channel])).collect();
+        filter.push(format!("channel IN ({})", names.join(", ")));
+    }
+    let filter = (!filter.is_empty()).then(|| filter.join(" AND "));
     let mut params =
         vec![("from", from.as_str()), ("to", &to), ("aggregate", "count,sum,min,max"), ("group_by", &group_by)];
     params.extend(ask.step.map(|step| ("step", step)));
@@ -280,6 +292,7 @@ fn hours_that_occur_twice_are_told_apart_by_the_independent_fold_too() {
         zone: Some("Europe/Berlin"),
         group_by: vec![],
         country: None,
+        channels: None,
     };
     let one = BASE + 24 * HOUR + 90 * MINUTE;
     assert_eq!(bucket(&ask("1h"), one), BASE + 25 * HOUR);
