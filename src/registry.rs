@@ -3,8 +3,15 @@
 //! Every change makes a new revision; a metric whose definition changed gets a new version, which counts epochs from that
 //! revision on. So do the metrics of a source whose topic was deleted and made again: what was published of the old topic's
 //! offsets must not cover the new one's. Versions are kept in one document and change by compare-and-set, so that all processes agree.
+//!
+//! Files are each process's own. While they differ, the process whose definitions changed last decides, and the others keep what
+//! they have, without a say, until theirs change or they start again: else two of them would put each other's out of force for ever.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use async_trait::async_trait;
 use lamina_core::{Commit, Document, Documents, StoreError, envelope, log::Log};
@@ -66,13 +73,23 @@ pub struct Definitions<S: ?Sized> {
     store: Arc<S>,
     log: Arc<dyn Log>,
     current: watch::Sender<Arc<Catalog>>,
+    draft: Mutex<Option<Draft>>,
     changing: tokio::sync::Mutex<()>,
+}
+
+/// Definitions compiled without their versions: kept, so that what did not change is not compiled again and again.
+#[derive(Clone)]
+struct Draft {
+    texts: Arc<[(String, String)]>,
+    catalog: Arc<Catalog>,
+    /// Whether they were in force once: from then on they have no say against what others put in force after them.
+    had_its_say: bool,
 }
 
 impl<S: Documents + ?Sized> Definitions<S> {
     pub fn new(paths: Vec<PathBuf>, built_in: Vec<(String, String)>, store: Arc<S>, log: Arc<dyn Log>) -> Self {
         let current = watch::Sender::new(Arc::new(Catalog::empty()));
-        Self { paths, built_in, store, log, current, changing: tokio::sync::Mutex::new(()) }
+        Self { paths, built_in, store, log, current, draft: Mutex::default(), changing: tokio::sync::Mutex::default() }
     }
 
     /// The catalogue in force; revision 0 until the first [`Definitions::refresh`] succeeded.
@@ -100,8 +117,15 @@ impl<S: Documents + ?Sized> Definitions<S> {
     async fn put_in_force(&self, texts: &[(String, String)]) -> Result<(), CatalogError> {
         for _ in 0..ROUNDS {
             let (version, known) = self.known().await?;
-            let draft = Catalog::compile(texts, &Versions::default()).map_err(CatalogError::Invalid)?;
-            let next = known.with(&draft, &self.topics(&draft).await);
+            let draft = self.draft(texts)?;
+            if draft.had_its_say && !known.is_of(&draft.catalog) {
+                tracing::debug!(
+                    revision = known.revision,
+                    "definitions that others put in force differ from those here"
+                );
+                return Ok(());
+            }
+            let next = known.with(&draft.catalog, &self.topics(&draft.catalog).await);
             if next != known {
                 let value = envelope::pack(&next).map_err(|error| corrupt(&error))?;
                 match self.store.put(VERSIONS.0, VERSIONS.1, version, value.into()).await {
@@ -115,9 +139,26 @@ impl<S: Documents + ?Sized> Definitions<S> {
                 tracing::info!(revision = next.revision, metrics = catalog.metrics.len(), "definitions are in force");
                 self.current.send_replace(Arc::new(catalog));
             }
+            self.has_had_its_say(texts);
             return Ok(());
         }
         Err(CatalogError::Contended)
+    }
+
+    fn draft(&self, texts: &[(String, String)]) -> Result<Draft, CatalogError> {
+        let mut draft = self.draft.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = draft.as_ref().filter(|last| *last.texts == *texts) {
+            return Ok(last.clone());
+        }
+        let catalog = Arc::new(Catalog::compile(texts, &Versions::default()).map_err(CatalogError::Invalid)?);
+        Ok(draft.insert(Draft { texts: texts.into(), catalog, had_its_say: false }).clone())
+    }
+
+    fn has_had_its_say(&self, texts: &[(String, String)]) {
+        let mut draft = self.draft.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(draft) = draft.as_mut().filter(|draft| *draft.texts == *texts) {
+            draft.had_its_say = true;
+        }
     }
 
     /// Source → id of its topic, of those that exist. While the log does not answer nothing is known to have changed.
@@ -230,7 +271,7 @@ impl<S: Documents + ?Sized + 'static> Registry for Definitions<S> {
         texts.retain(|(from, _)| *from != place);
         texts.push((place, text.clone()));
         // nothing is stored that does not compile together with all the rest
-        Catalog::compile(&texts, &Versions::default()).map_err(RegistryError::Invalid)?;
+        self.draft(&texts)?;
         let version = self.store.get(DEFINITIONS, &key).await?.map_or(0, |document| document.version);
         if self.store.put(DEFINITIONS, &key, version, text.into()).await? == Commit::Refused {
             return Err(RegistryError::Changed { current: before.unwrap_or_else(|| "none".to_owned()) });
@@ -298,6 +339,15 @@ impl Known {
         if same { next } else { Self { revision: since, ..next } }
     }
 
+    /// Whether these are the definitions of this catalogue, whatever their topics.
+    fn is_of(&self, catalog: &Catalog) -> bool {
+        let sources = self.sources.iter().map(|(name, known)| (name, known.fingerprint.clone()));
+        let metrics = self.metrics.iter().filter(|(_, known)| known.active);
+        let metrics = metrics.map(|(name, known)| (name, known.fingerprint.clone()));
+        sources.eq(catalog.sources.iter().map(|(name, source)| (name, source.definition.fingerprint())))
+            && metrics.eq(catalog.metrics.iter().map(|(name, metric)| (name, metric.fingerprint())))
+    }
+
     fn topic_changed(&self, source: &str, topics: &BTreeMap<String, String>) -> bool {
         let before = self.sources.get(source).and_then(|known| known.topic.as_ref());
         matches!((before, topics.get(source)), (Some(before), Some(now)) if before != now)
@@ -316,6 +366,7 @@ fn corrupt(error: &envelope::EnvelopeError) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backends::embedded;
 
     const SOURCE: &str =
         "[source.s]\nformat = \"json\"\ntime = \"t\"\n[source.s.fields]\nt = \"timestamp\"\nv = \"int64\"\n";
@@ -353,6 +404,34 @@ mod tests {
         assert_eq!(without.revision, 2);
         let back = without.with(&catalog(&(metric("a", "1m") + &metric("b", "1m"))), &BTreeMap::new());
         assert_eq!((back.revision, version(&back, "a"), version(&back, "b")), (3, (1, 1), (2, 3)));
+    }
+
+    #[tokio::test]
+    async fn processes_whose_files_differ_do_not_put_each_other_out_of_force() {
+        let folder = tempfile::tempdir().unwrap();
+        let backends = embedded::open(folder.path()).unwrap();
+        let with_grain = |grain| {
+            let text = format!("{SOURCE}{}", metric("a", grain));
+            let built_in = vec![("m.toml".to_owned(), text)];
+            Definitions::new(Vec::new(), built_in, Arc::clone(&backends.store), Arc::clone(&backends.log) as _)
+        };
+        let state = |process: &Definitions<_>| {
+            let catalog = Arc::clone(&process.watch().borrow());
+            (catalog.revision, catalog.metrics["a"].version, catalog.metrics["a"].grain)
+        };
+        let (old, new) = (with_grain("1m"), with_grain("1h"));
+        old.refresh().await.unwrap();
+        for _ in 0..3 {
+            new.refresh().await.unwrap();
+            old.refresh().await.unwrap();
+        }
+        assert_eq!((state(&old), state(&new)), ((1, 1, 60_000_000), (2, 2, 3_600_000_000)));
+        let restarted = with_grain("1m");
+        restarted.refresh().await.unwrap();
+        new.refresh().await.unwrap();
+        assert_eq!((state(&restarted), state(&new)), ((3, 3, 60_000_000), (2, 2, 3_600_000_000)));
+        old.refresh().await.unwrap();
+        assert_eq!(state(&old), (3, 3, 60_000_000), "what is in force is its own again");
     }
 
     #[test]
