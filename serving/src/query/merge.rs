@@ -3,6 +3,7 @@
 //! # Invariants
 //! - Per (series, stored bucket): the batch chunk's state, plus the states of speed epochs that start at or after what
 //!   is covered there: the chunk's own cut, or the published one where that is later or there is no chunk.
+//! - Chunks of a run under way reach further than the published cut: the batch layer answers as of the furthest, for all.
 //! - Coverage is judged by offset, never by epoch id or event time.
 
 use std::{collections::HashMap, sync::Arc};
@@ -76,12 +77,19 @@ pub(crate) fn merge(plan: &Plan, read: &Read, layer: Layer) -> Result<Merged, Pr
             sink.add(&rows, &buckets, &part.chunk.states)?;
         }
     }
-    if layer != Layer::Batch {
-        for (piece, found) in read.speed.iter().zip(&index.speed) {
+    // What a run under way has not rewritten yet is brought up to where batch has come by the same sealed epochs.
+    let within = (layer == Layer::Batch).then(|| through(read));
+    for (piece, found) in read.speed.iter().zip(&index.speed) {
+        if within.as_ref().is_none_or(|within| within.covers(piece.partition, piece.start)) {
             add_speed(&mut sink, &index, read, piece, found)?;
         }
     }
     Ok(sink.finish())
+}
+
+/// How far batch has come in what was read: the published cut, or that of a run under way whose chunks are among it.
+pub(crate) fn through(read: &Read) -> Cut {
+    read.batch.iter().fold(read.snapshot.published.cut.clone(), |through, part| through.max(&part.cut))
 }
 
 /// Finds every stored series once: whether the filter takes it, and which series of the answer it belongs to.

@@ -15,7 +15,7 @@ mod table;
 
 use std::collections::BTreeMap;
 
-use lamina_core::{Snapshot, snapshot::MissingBecause};
+use lamina_core::snapshot::MissingBecause;
 
 use self::{
     encode::{BatchMeta, Body, Meta, Overflow, SpeedMeta},
@@ -40,7 +40,7 @@ fn encoded(plan: &Plan, read: &Read, params: &Params, now: i64) -> Result<Vec<u8
     let merged = merge::merge(plan, read, params.layer)?;
     let overflow = merged.overflow;
     let table = table::table(plan, merged, params.limit, params.fill)?;
-    let mut meta = meta(plan, &read.snapshot, params.layer, now);
+    let mut meta = meta(plan, read, params.layer, now);
     if overflow > 0 {
         // Whether the filter would take them is not known.
         meta.complete &= plan.filter.is_none();
@@ -62,15 +62,17 @@ fn encoded(plan: &Plan, read: &Read, params: &Params, now: i64) -> Result<Vec<u8
     serde_json::to_vec(&body).map_err(|error| Problem::internal(&error))
 }
 
-/// What proves the answer. The batch layer alone folds what is published, and cannot miss what speed lacks.
-fn meta(plan: &Plan, snapshot: &Snapshot, layer: Layer, now: i64) -> Meta {
+/// What proves the answer. The batch layer alone folds what batch has come to, and cannot miss what speed lacks beyond.
+fn meta(plan: &Plan, read: &Read, layer: Layer, now: i64) -> Meta {
+    let snapshot = &read.snapshot;
     let mut missing = snapshot.missing(now);
     let cut = encode::cut(&snapshot.published.cut);
     let mut positions = snapshot.positions();
     if layer == Layer::Batch {
-        missing.retain(|missing| missing.why == MissingBecause::Lost);
+        let through = merge::through(read);
+        missing.retain(|range| range.why == MissingBecause::Lost || range.from < through.at(range.partition));
         for (partition, position) in &mut positions {
-            *position = snapshot.published.cut.at(*partition);
+            *position = through.at(*partition);
         }
     }
     let approximate = plan.asks.iter().filter_map(|ask| Some((ask.name().to_owned(), ask.approximate()?)));

@@ -248,6 +248,24 @@ async fn one_layer_answers_only_its_part() {
 }
 
 #[tokio::test]
+async fn the_batch_layer_is_one_prefix_while_a_run_is_under_way() {
+    let mut world = small().await;
+    for partition in 0..2 {
+        world.seal(partition).await;
+    }
+    // Half of the chunks reach further than what is published.
+    world.batch(false).await;
+    for group in ["", "channel"] {
+        let body = world.query(&[FROM, TO, ("aggregate", "count"), ("group_by", group), ("layer", "batch")]).await.ok();
+        let counts =
+            (0..body["series"].as_array().unwrap().len()).map(|at| points(&body, at)[0]["count"].as_u64().unwrap());
+        let positions = body["meta"]["speed"]["positions"].as_object().unwrap();
+        let folded: u64 = positions.values().map(|position| position.as_u64().unwrap()).sum();
+        assert_eq!(counts.sum::<u64>(), folded, "{body}");
+    }
+}
+
+#[tokio::test]
 async fn an_overflow_is_422_for_the_sum_alone() {
     let mut world = World::new().await;
     let big = "9".repeat(38);
