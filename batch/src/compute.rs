@@ -3,7 +3,7 @@
 use std::{collections::HashSet, ops::Range, sync::Arc};
 
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
-use lamina_core::{Epoch, Micros, Partition, Store, store::period};
+use lamina_core::{Epoch, Micros, Offset, Partition, Store, store::period};
 use lamina_metric::Metric;
 use object_store::ObjectStore;
 
@@ -54,6 +54,8 @@ pub(crate) struct Done {
     pub(crate) rejected: u64,
     /// Largest event time of all epochs given.
     pub(crate) through: Option<Micros>,
+    /// What the log had lost of them.
+    pub(crate) lost: Vec<(Partition, Range<Offset>)>,
     pub(crate) changes: Changes,
 }
 
@@ -62,7 +64,9 @@ impl Work {
     pub(crate) async fn run(self) -> Result<Done, BatchError> {
         let times = self.epochs.iter().filter_map(|(_, epoch)| epoch.archive.as_ref()?.event_time);
         let extent = times.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
-        let mut done = Done { through: extent.map(|(_, last)| last), ..Done::default() };
+        let lost = self.epochs.iter().filter_map(|(partition, epoch)| Some((*partition, epoch.lost?)));
+        let lost = lost.map(|(partition, (from, to))| (partition, from..to)).collect();
+        let mut done = Done { through: extent.map(|(_, last)| last), lost, ..Done::default() };
         let files = self.needed();
         let passes = plan::passes(&files, period(self.metric.grain), self.budget());
         let shares: Vec<Vec<File>> = (0..passes.len()).map(|at| share(&files, &passes, at)).collect();

@@ -1,9 +1,9 @@
 //! Opening, publishing and giving up generations: the only places where a run changes the state of a view.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use lamina_core::{
-    Commit, Cut, Micros, Opened, Published, Scope, Store, StoreError,
+    Commit, Cut, LogId, Micros, Offset, Opened, Partition, Published, Scope, Store, StoreError,
     generation::{GenerationError, ViewState, load_view, save_view},
     store::period,
 };
@@ -75,12 +75,14 @@ pub(crate) async fn open(
     Err(BatchError::Contended(view.id.to_string()))
 }
 
-/// Publishes a generation all of whose chunks are acknowledged.
+/// Publishes a generation of `log` all of whose chunks are acknowledged, with what was lost of the epochs it covers.
 pub(crate) async fn publish(
     store: &dyn Store,
+    log: &LogId,
     target: &Target,
     now: Micros,
     through: Option<Micros>,
+    lost: &[(Partition, Range<Offset>)],
 ) -> Result<(), BatchError> {
     let (view, opened) = (&target.view.id, &target.opened);
     for _ in 0..ATTEMPTS {
@@ -88,11 +90,13 @@ pub(crate) async fn publish(
         if (state.published.generation, state.published.stamp) == (opened.generation, opened.stamp) {
             return Ok(());
         }
-        let next = match state.publish(opened, now, through) {
+        let mut next = match state.publish(opened, now, through) {
             Ok(next) => next,
             Err(GenerationError::NotOpen { .. }) => return Err(BatchError::TakenOver),
             Err(error) => return Err(error.into()),
         };
+        next.published.lose(lost.iter().cloned());
+        next.published.log = Some(log.clone());
         match save_view(store, view, version, &next).await {
             Ok(Commit::Applied) => return Ok(()),
             Ok(Commit::Refused) | Err(StoreError::Unknown(_)) => {}

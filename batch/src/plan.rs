@@ -32,6 +32,11 @@ impl Sealed {
         self.ledgers.iter().map(|(&partition, ledger)| (partition, ledger.sealed_end())).collect()
     }
 
+    /// Running maximum of append time of all that is sealed.
+    pub(crate) fn append_clock(&self) -> Micros {
+        self.ledgers.values().filter_map(|ledger| Some(ledger.open()?.dedup_clock)).max().unwrap_or(0)
+    }
+
     /// The sealed epochs in `[from, upto)` of each partition, from ledger and manifest, all of them.
     pub(crate) async fn epochs(
         &self,
@@ -187,7 +192,8 @@ mod tests {
 
     fn epoch(start: Offset, end: Offset) -> Epoch {
         let counts = Counts { accepted: end - start, ..Counts::default() };
-        let archive = Archive { path: String::new(), bytes: 1, checksum: 0, counts, event_time: None };
+        let archive =
+            Archive { path: String::new(), bytes: 1, checksum: 0, counts, event_time: None, last_record: None };
         let id = EpochId::new();
         let (opened_at, revision, dedup_clock, alive_until) = (0, 1, 0, 0);
         Epoch {
@@ -205,7 +211,14 @@ mod tests {
 
     fn file(records: u64, event_time: (Micros, Micros)) -> File {
         let counts = Counts { accepted: records, ..Counts::default() };
-        let archive = Archive { path: String::new(), bytes: 10, checksum: 0, counts, event_time: Some(event_time) };
+        let archive = Archive {
+            path: String::new(),
+            bytes: 10,
+            checksum: 0,
+            counts,
+            event_time: Some(event_time),
+            last_record: None,
+        };
         File { partition: 0, epoch: 0, archive }
     }
 

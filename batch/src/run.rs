@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc, time::Instant};
 
-use lamina_core::{Cut, Micros, Opened, Scope, ViewState, generation::load_view, log::LogError};
+use lamina_core::{Cut, Micros, Opened, Scope, ViewState, generation::load_view, log::LogError, snapshot::no_later};
 use lamina_metric::Metric;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -154,7 +154,12 @@ impl Batch {
         let cut = sealed.cut();
         let mut current = rebuild.is_none();
         for view in &metric.views {
-            current = current && open::is_current(&load_view(store, &view.id).await?.1, &cut);
+            let (_, state) = load_view(store, &view.id).await?;
+            if !state.published.is_of(&sealed.log) {
+                // The topic was made again: the metric's next version counts it.
+                return Ok(Outcome::Unchanged);
+            }
+            current = current && open::is_current(&state, &cut);
         }
         if current {
             for view in &metric.views {
@@ -168,7 +173,7 @@ impl Batch {
             targets.push(Arc::new(open::open(store, metric, view, &cut, &scope, clock.now()).await?));
         }
         match self.compute(metric, sealed, &targets, Mode::Write, meter, cancel).await {
-            Ok(done) => self.publish(metric, &targets, &done).await,
+            Ok(done) => self.publish(metric, sealed, &targets, &done).await,
             Err(error) => {
                 if !matches!(error, BatchError::TakenOver) {
                     self.give_up(&targets).await;
@@ -212,16 +217,23 @@ impl Batch {
         Ok(done)
     }
 
-    async fn publish(&self, metric: &Metric, targets: &[Arc<Target>], done: &Done) -> Result<Outcome, BatchError> {
+    async fn publish(
+        &self,
+        metric: &Metric,
+        sealed: &Sealed,
+        targets: &[Arc<Target>],
+        done: &Done,
+    ) -> Result<Outcome, BatchError> {
+        let through = done.through.map(|last| no_later(last, sealed.append_clock()));
         for target in targets {
-            open::publish(&*self.deps.store, target, self.deps.clock.now(), done.through).await?;
+            open::publish(&*self.deps.store, &sealed.log, target, self.deps.clock.now(), through, &done.lost).await?;
         }
         telemetry::wrote(&metric.name, done.chunks, done.expired);
         let Some(full) = targets.first() else { return Ok(Outcome::Unchanged) };
         let Opened { generation, cut, .. } = full.opened.clone();
         let covered = cut.iter().map(|(_, at)| at).sum();
         telemetry::published(&metric.name, generation, covered, self.deps.clock.now());
-        let Done { rows, files, chunks, expired, rejected, .. } = *done;
+        let &Done { rows, files, chunks, expired, rejected, .. } = done;
         Ok(Outcome::Published { generation, cut, rows, files, chunks, expired, rejected })
     }
 

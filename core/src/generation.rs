@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     cut::Cut,
     envelope,
-    ids::{Generation, Micros, Offset, Partition, ViewId},
+    ids::{Generation, LogId, Micros, Offset, Partition, ViewId},
     rules::{self, Rule},
     store::{Documents, StoreError},
 };
@@ -44,6 +44,10 @@ pub struct Published {
     pub through: Option<Micros>,
     /// Ranges of event time that were recomputed, latest first, with the base they are stored under. Elsewhere the base is 0.
     pub bases: Vec<(Range<Micros>, u32)>,
+    /// Offsets below the cut that the log had lost before they were read. It outlives the epochs' stay in the ledger.
+    pub lost: Vec<(Partition, Range<Offset>)>,
+    /// The log whose offsets the cut counts, as far as it was noted: of a topic that was made again they say nothing.
+    pub log: Option<LogId>,
 }
 
 /// A generation that has begun and is not published.
@@ -129,6 +133,8 @@ impl ViewState {
             at: now,
             through: through.max(self.published.through),
             bases,
+            lost: self.published.lost.clone(),
+            log: self.published.log.clone(),
         };
         Ok(Self { published, open: None, ..self.clone() })
     }
@@ -141,6 +147,20 @@ impl ViewState {
 }
 
 impl Published {
+    /// Whether the cut counts offsets of this log. Without a topic there is none that it could be mixed with.
+    pub fn is_of(&self, log: &LogId) -> bool {
+        log.topic_id().is_empty() || self.log.as_ref().is_none_or(|own| own == log)
+    }
+
+    /// Notes that epochs below the cut lack these offsets, each once.
+    pub fn lose(&mut self, lost: impl IntoIterator<Item = (Partition, Range<Offset>)>) {
+        for one in lost {
+            if !self.lost.contains(&one) {
+                self.lost.push(one);
+            }
+        }
+    }
+
     /// The base under which the batch chunk of the period that starts at `period` is stored.
     pub fn base_at(&self, period: Micros) -> u32 {
         self.bases.iter().find(|(range, _)| range.contains(&period)).map_or(0, |(_, base)| *base)

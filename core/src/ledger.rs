@@ -42,6 +42,8 @@ pub struct Archive {
     pub counts: Counts,
     /// Smallest and largest event time of the accepted records.
     pub event_time: Option<(Micros, Micros)>,
+    /// Offset of the last record and the CRC-32 of its payload: a log that was cut off and written anew holds another there.
+    pub last_record: Option<(Offset, u32)>,
 }
 
 /// Conservation: what became of each offset of an epoch. The sum is the epoch's length.

@@ -33,7 +33,7 @@ pub struct Append {
 }
 
 /// A topic as the log knows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Topic {
     pub name: String,
     /// Differs between a topic and one of the same name that was made after it was deleted.
@@ -97,6 +97,14 @@ pub trait Log: Send + Sync {
     /// [`LogError::NoTopic`] if there is none of that name.
     async fn topic(&self, name: &str) -> Result<Topic, LogError>;
 
+    /// The topic's id alone, asked afresh.
+    ///
+    /// # Errors
+    /// As [`Log::topic`].
+    async fn topic_id(&self, name: &str) -> Result<String, LogError> {
+        Ok(self.topic(name).await?.id)
+    }
+
     /// Appends all, durably (Kafka: `acks=all`, idempotent), and says where each went, in the order given.
     async fn append(&self, topic: &str, records: Vec<Append>) -> Result<Vec<(Partition, Offset)>, LogError>;
 
@@ -113,6 +121,12 @@ pub trait Log: Send + Sync {
 
     /// The first offset whose record was appended at or after `at`, or the end of the log.
     async fn offset_at(&self, topic: &str, partition: Partition, at: Micros) -> Result<Offset, LogError>;
+
+    /// How long the topic keeps records, if it forgets them by age.
+    async fn retention(&self, topic: &str) -> Result<Option<Duration>, LogError> {
+        let _ = topic;
+        Ok(None)
+    }
 
     /// Joins the consumer group `group` for these topics.
     async fn join(&self, group: &str, topics: &[String]) -> Result<Box<dyn Consumer>, LogError>;

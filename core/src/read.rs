@@ -25,6 +25,9 @@ const PARALLEL: usize = 16;
 pub enum ReadError {
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A topic was made again, and the definitions do not know it yet.
+    #[error("view {view} counts offsets of another topic than {log}; its metric gets a new version within seconds")]
+    OtherLog { view: ViewId, log: LogId },
     /// A chunk that ledger or mark name is not there: an error, never emptiness.
     #[error("speed chunk of epoch {epoch} in partition {partition}, shard {shard} of view {view} is not in the store")]
     ChunkMissing { view: ViewId, shard: Shard, partition: Partition, epoch: crate::EpochId },
@@ -173,6 +176,9 @@ where
     D: Ledgers + SpeedChunks + Documents + ?Sized,
 {
     let (_, state) = generation::load_view(store, request.view).await?;
+    if !state.published.is_of(request.log) {
+        return Err(ReadError::OtherLog { view: request.view.clone(), log: request.log.clone() });
+    }
     let consistency = if again { Consistency::Serial } else { Consistency::Quorum };
     let ledgers = request.partitions.iter().map(|&partition| {
         let taking = async move {

@@ -4,7 +4,7 @@
 //! that order. It fixes the prefix of the log that the answer folds; speed and batch chunks read afterwards are
 //! counted, or refused, by it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     cut::Cut,
@@ -79,11 +79,15 @@ pub enum MissingBecause {
 pub struct Stale;
 
 impl Snapshot {
-    /// The ledgers chain, and nothing above the published cut has left them.
+    /// The ledgers chain, know the published cut, and nothing above it has left them.
     ///
     /// # Errors
-    /// [`Stale`] if batch published, and epochs were trimmed, between the two reads.
+    /// [`Stale`] if batch published, and epochs were trimmed, between the two reads; or if the cut is of another log, as it
+    /// is for a moment when a topic was made again.
     pub fn check(&self) -> Result<(), Stale> {
+        if !self.admits(&self.published.cut) {
+            return Err(Stale);
+        }
         for (&partition, taken) in &self.taken {
             let trimmed = taken.ledger.epochs.first().map_or(0, |first| first.start);
             let not_built = self.published.generation == 0;
@@ -141,9 +145,10 @@ impl Snapshot {
         !covered.covers(partition, start) || !rules::on(Rule::LedgerDecides)
     }
 
-    /// The next offset per partition: exactly the prefix that the answer folds.
+    /// The next offset per partition: exactly the prefix that the answer folds. Of a log that is gone, it is what batch has.
     pub fn positions(&self) -> BTreeMap<Partition, Offset> {
-        self.taken.iter().map(|(&partition, taken)| (partition, self.position(partition, taken))).collect()
+        let taken = self.taken.iter().map(|(&partition, taken)| (partition, self.position(partition, taken)));
+        self.published.cut.iter().chain(taken).collect()
     }
 
     fn position(&self, partition: Partition, taken: &Taken) -> Offset {
@@ -151,11 +156,15 @@ impl Snapshot {
         taken.ledger.sealed_end().max(marked).max(self.published.cut.at(partition))
     }
 
-    /// Largest event time folded, as far as marks and archive files tell.
+    /// Largest event time folded, as far as marks and archive files tell. An event that claims to lie ahead of the time
+    /// at which the log took it in counts as of then: one such event must not make the rest look fresh for ever.
     pub fn watermark(&self) -> Option<Micros> {
         let sealed = |taken: &Taken| {
-            let files = taken.ledger.epochs.iter().filter_map(|epoch| epoch.archive.as_ref());
-            files.filter_map(|archive| archive.event_time).map(|(_, last)| last).max()
+            let last =
+                |epoch: &Epoch| epoch.archive.as_ref().and_then(|archive| archive.event_time).map(|(_, last)| last);
+            // The epoch that follows says how far append time had come.
+            let pairs = taken.ledger.epochs.windows(2);
+            pairs.filter_map(|pair| last(&pair[0]).map(|last| no_later(last, pair[1].dedup_clock))).max()
         };
         let open = |taken: &Taken| taken.mark.as_ref().and_then(|mark| mark.watermark);
         self.taken.values().map(|taken| sealed(taken).max(open(taken))).max().flatten().max(self.published.through)
@@ -179,9 +188,26 @@ impl Snapshot {
                     because(MissingBecause::Expired);
                 }
             }
-            let lost = taken.ledger.epochs.iter().filter_map(|epoch| epoch.lost);
+            let lost = self.lost(partition, taken).into_iter();
             missing.extend(lost.map(|(from, to)| Missing { partition, from, to, why: MissingBecause::Lost }));
         }
         missing
     }
+
+    /// What the log had lost of the prefix, each range once: as batch published it, and as ledger and mark say.
+    fn lost(&self, partition: Partition, taken: &Taken) -> BTreeSet<(Offset, Offset)> {
+        let published = self.published.lost.iter().filter(|(of, _)| *of == partition);
+        let published = published.map(|(_, lost)| (lost.start, lost.end));
+        let epochs = taken.ledger.epochs.iter().filter_map(|epoch| epoch.lost);
+        let open = taken.mark.as_ref().and_then(|mark| mark.lost);
+        let known: BTreeSet<_> = published.chain(epochs).chain(open).collect();
+        let within = |one: &&(Offset, Offset), all: &(Offset, Offset)| all.0 <= one.0 && one.1 <= all.1 && *one != all;
+        let is_part = |one: &(Offset, Offset)| known.iter().any(|all| within(&one, all));
+        known.iter().filter(|one| !is_part(one)).copied().collect()
+    }
+}
+
+/// An event time, or the running maximum of append time if that is known and earlier.
+pub fn no_later(event_time: Micros, append_clock: Micros) -> Micros {
+    if append_clock > 0 { event_time.min(append_clock) } else { event_time }
 }

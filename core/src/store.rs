@@ -101,6 +101,8 @@ pub struct Mark {
     pub appended_at: Option<Micros>,
     /// Grows by one with every mark of the epoch.
     pub number: u64,
+    /// Offsets of the epoch below `end` that the log had lost before they were read.
+    pub lost: Option<(Offset, Offset)>,
 }
 
 /// How a speed write is stamped and how long it lives.

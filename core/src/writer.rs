@@ -184,8 +184,14 @@ impl Writer {
         });
         let keys = keys.collect();
         self.marks += 1;
-        let mark =
-            Mark { end: self.position, sequences: self.sequences.clone(), watermark, appended_at, number: self.marks };
+        let mark = Mark {
+            end: self.position,
+            sequences: self.sequences.clone(),
+            watermark,
+            appended_at,
+            number: self.marks,
+            lost: self.epoch.lost,
+        };
         Flush { keys, stamp: self.stamp(), mark }
     }
 

@@ -39,6 +39,8 @@ pub struct FreshnessLimits {
     pub lag_breach: Duration,
     /// A partition with unread records that has not moved for this long is stalled.
     pub stalled: Duration,
+    /// How much of the log's retention must be left before the oldest unread record goes, from 0 to 1.
+    pub retention_warn: f64,
 }
 
 impl Default for Config {
@@ -67,6 +69,7 @@ impl Default for FreshnessLimits {
             lag_warn: Duration::from_secs(10),
             lag_breach: Duration::from_secs(60),
             stalled: Duration::from_secs(30),
+            retention_warn: 0.25,
         }
     }
 }

@@ -169,7 +169,8 @@ impl From<LogError> for Problem {
                 Self::unavailable("no_topic", format!("{error} yet: a worker makes it, or its operator does"))
             }
             LogError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "event_too_large", error.to_string()),
-            LogError::OutOfRange { .. } | LogError::Refused(_) => Self::internal(&error),
+            LogError::Refused(_) => Self::unavailable("log_refused", error.to_string()),
+            LogError::OutOfRange { .. } => Self::internal(&error),
         }
     }
 }
@@ -182,7 +183,7 @@ impl From<ReadError> for Problem {
                 tracing::error!(%error, "a chunk that counts is missing");
                 Self::unavailable("chunk_missing", format!("{error}: no answer rather than a low one"))
             }
-            ReadError::NeverSettled => Self::unavailable("unsettled", error.to_string()),
+            ReadError::NeverSettled | ReadError::OtherLog { .. } => Self::unavailable("unsettled", error.to_string()),
         }
     }
 }

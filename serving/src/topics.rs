@@ -41,16 +41,13 @@ impl Topics {
                 self.last.insert(name.to_owned(), Arc::clone(&topic)).await;
                 Ok(Some(topic))
             }
-            Err(LogError::NoTopic(_)) => {
-                self.last.invalidate(name).await;
-                Ok(None)
-            }
+            Err(LogError::NoTopic(_)) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// As [`Topics::find`]; while the log does not answer, the topic as it was. What is stored of a topic can be answered
-    /// without the log.
+    /// As [`Topics::find`]; while the log does not answer, or refuses the topic, or lacks it, the topic as it was. What is
+    /// stored of a topic can be answered without the log.
     pub(crate) async fn find_or_last(&self, name: &str) -> Result<Option<Arc<Topic>>, LogError> {
         let Some(last) = self.last.get(name).await else { return self.find(name).await };
         if self.silent.get(&()).await.is_some() {
@@ -62,6 +59,7 @@ impl Topics {
                 self.silent.insert((), ()).await;
                 Ok(Some(last))
             }
+            Ok(Err(LogError::Refused(_)) | Ok(None)) => Ok(Some(last)),
             Ok(found) => found,
         }
     }

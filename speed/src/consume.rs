@@ -4,16 +4,23 @@
 //! spread over lanes, each with at most one source of every topic and a group of its own: `group`, `group.1`, ...
 //! Nearly always there is one lane. If workers disagree on lanes while definitions change, the ledger still counts one.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
-use lamina_core::log::{Log, LogError};
+use lamina_core::{
+    Offset,
+    log::{Log, LogError, TopicPartition},
+};
 use lamina_metric::Catalog;
 use tokio::{task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
-    Config, Deps, SpeedError,
+    Config, Deps, SpeedError, instruments,
     membership::{Left, Membership},
     retry::Backoff,
 };
@@ -57,10 +64,11 @@ async fn run_lane(
 ) -> Result<(), SpeedError> {
     let group = if lane == 0 { config.group.clone() } else { format!("{}.{lane}", config.group) };
     let mut backoff = Backoff::new();
+    let mut seen = Seen::default();
     while !stop.is_cancelled() {
         let mut catalog = deps.catalog.clone();
         let wanted = topics_of(&catalog.borrow_and_update(), lane);
-        let present = present(&*deps.log, &wanted).await;
+        let present = seen.look(&*deps.log, &wanted).await;
         if present.is_empty() {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
@@ -81,7 +89,8 @@ async fn run_lane(
             }
         };
         info!(group, ?topics, "joined the consumer group");
-        let membership = Membership::new(Arc::clone(&deps), Arc::clone(&config), lane, consumer, wanted, present);
+        let joined = Joined { wanted, topics: present, holes: seen.holes.clone() };
+        let membership = Membership::new(Arc::clone(&deps), Arc::clone(&config), lane, consumer, joined);
         match membership.run(&stop).await {
             Left::Stopped => return Ok(()),
             Left::TopicsChanged => backoff.reset(),
@@ -108,15 +117,64 @@ pub(crate) fn topics_of(catalog: &Catalog, lane: usize) -> Topics {
     topics
 }
 
-/// Those of the topics that exist.
-async fn present(log: &dyn Log, wanted: &Topics) -> Topics {
-    let mut present = Topics::new();
-    for (topic, source) in wanted {
-        match log.topic(topic).await {
-            Ok(_) => drop(present.insert(topic.clone(), source.clone())),
-            Err(LogError::NoTopic(_)) => warn!(source, topic, "topic does not exist yet"),
-            Err(error) => warn!(source, topic, %error, "topic cannot be looked up"),
+/// A topic that a lane consumes.
+#[derive(Clone, Debug)]
+pub(crate) struct Consumed {
+    pub(crate) source: String,
+    /// The topic's own id: one of the same name that was made later is another topic.
+    pub(crate) id: String,
+}
+
+/// What a member joins the group for.
+pub(crate) struct Joined {
+    /// Topics that the definitions name.
+    pub(crate) wanted: Topics,
+    /// Those of them that exist and may be consumed.
+    pub(crate) topics: BTreeMap<String, Consumed>,
+    pub(crate) holes: Holes,
+}
+
+/// Where a log that was refused for a while ended when that was over: below, offsets without a record may be records that
+/// were compacted away.
+pub(crate) type Holes = HashMap<TopicPartition, Offset>;
+
+/// What a lane knows of its topics.
+#[derive(Default)]
+struct Seen {
+    /// Topics that the log refuses.
+    refused: BTreeSet<String>,
+    holes: Holes,
+}
+
+impl Seen {
+    /// Those of the topics that exist and may be consumed.
+    async fn look(&mut self, log: &dyn Log, wanted: &Topics) -> BTreeMap<String, Consumed> {
+        let mut present = BTreeMap::new();
+        for (topic, source) in wanted {
+            match self.look_at(log, topic).await {
+                Ok(id) => drop(present.insert(topic.clone(), Consumed { source: source.clone(), id })),
+                Err(LogError::NoTopic(_)) => warn!(source, topic, "topic does not exist yet"),
+                Err(error @ LogError::Refused(_)) => {
+                    if self.refused.insert(topic.clone()) {
+                        error!(source, topic, %error, "topic is not consumed");
+                    }
+                }
+                Err(error) => warn!(source, topic, %error, "topic cannot be looked up"),
+            }
+            instruments::refused(topic, self.refused.contains(topic));
         }
+        present
     }
-    present
+
+    /// The topic's id.
+    async fn look_at(&mut self, log: &dyn Log, topic: &str) -> Result<String, LogError> {
+        let found = log.topic(topic).await?;
+        if self.refused.contains(topic) {
+            let ends = log.spans(topic).await?.into_iter().map(|(at, span)| ((topic.to_owned(), at), span.end));
+            self.holes.extend(ends);
+            self.refused.remove(topic);
+            info!(topic, "topic may be consumed again");
+        }
+        Ok(found.id)
+    }
 }

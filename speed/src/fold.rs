@@ -16,7 +16,7 @@ use arrow::{
     record_batch::RecordBatch,
 };
 use bytes::Bytes;
-use lamina_core::{Counts, Epoch, Micros, Offset, Partition, log::Record};
+use lamina_core::{Counts, Epoch, Micros, Offset, Partition, log::Record, snapshot::no_later};
 use lamina_metric::{Catalog, Decoded, Outcome, Source, archive, archive_schema};
 
 use crate::{
@@ -41,6 +41,8 @@ pub(crate) struct EpochFold {
     event_time: Option<(Micros, Micros)>,
     appended_at: Option<Micros>,
     waiting_since: Option<Micros>,
+    /// Offset and payload of the last record.
+    last: Option<(Offset, Bytes)>,
     dead: Vec<DeadLetter>,
     dead_bytes: usize,
     gap: Option<(Offset, Offset)>,
@@ -67,7 +69,7 @@ pub(crate) struct Standing {
 pub(crate) struct Delta {
     pub(crate) chunks: Vec<Encoded>,
     pub(crate) dead: Vec<DeadLetter>,
-    /// Largest event time of the epoch so far.
+    /// Largest event time of the epoch so far, or the largest append time if that is earlier.
     pub(crate) watermark: Option<Micros>,
     /// Append time of the last record.
     pub(crate) appended_at: Option<Micros>,
@@ -85,6 +87,8 @@ pub(crate) struct Whole {
     pub(crate) counts: Counts,
     /// Smallest and largest event time of accepted records.
     pub(crate) event_time: Option<(Micros, Micros)>,
+    /// Offset of the last record and the CRC-32 of its payload.
+    pub(crate) last_record: Option<(Offset, u32)>,
     /// Running maximum of append time of all records before the position.
     pub(crate) dedup_clock: Micros,
 }
@@ -115,6 +119,7 @@ impl EpochFold {
             event_time: None,
             appended_at: None,
             waiting_since: None,
+            last: None,
             dead: Vec::new(),
             dead_bytes: 0,
             gap: None,
@@ -245,6 +250,7 @@ impl EpochFold {
             self.event_time = Some((known.0.min(first), known.1.max(last)));
         }
         self.appended_at = records.last().map(|record| record.appended_at).or(self.appended_at);
+        self.last = records.last().map(|record| (record.offset, record.payload.clone())).or(self.last.take());
         self.waiting_since = self.waiting_since.or_else(|| records.first().map(|record| record.appended_at));
     }
 
@@ -261,7 +267,7 @@ impl EpochFold {
         Ok(Delta {
             chunks,
             dead: std::mem::take(&mut self.dead),
-            watermark: self.event_time.map(|(_, last)| last),
+            watermark: self.event_time.map(|(_, last)| no_later(last, self.dedup.clock())),
             appended_at: self.appended_at,
             waiting_since: self.waiting_since.take(),
             gap: self.gap.take(),
@@ -278,6 +284,7 @@ impl EpochFold {
             file,
             counts: self.counts,
             event_time: self.event_time,
+            last_record: self.last.as_ref().map(|(offset, payload)| (*offset, crc32fast::hash(payload))),
             dedup_clock: self.dedup.clock().max(self.dedup_clock),
         })
     }

@@ -17,6 +17,8 @@ const REJECTED: &str = "lamina_speed_rejected_total";
 const SEAL_DELAYED: &str = "lamina_speed_seal_delayed_total";
 const LOST: &str = "lamina_speed_lost_offsets_total";
 const TOUCHED: &str = "lamina_speed_touched_epochs_total";
+const REFUSED: &str = "lamina_speed_topic_refused";
+const CUT_OFF: &str = "lamina_speed_cut_off_total";
 const REPAIRED: &str = "lamina_speed_repaired_epochs_total";
 
 pub(crate) fn describe() {
@@ -40,7 +42,14 @@ pub(crate) fn describe() {
     describe_counter!(SEAL_DELAYED, Unit::Count, "Seals that had to wait for the archive, the log or the store");
     describe_counter!(LOST, Unit::Count, "Offsets that the log had lost before they could be read");
     describe_counter!(TOUCHED, Unit::Count, "Sealed epochs whose chunks were written again to live on");
+    describe_gauge!(REFUSED, Unit::Count, "1 while a topic is not consumed because it is compacted or otherwise unfit");
+    describe_counter!(CUT_OFF, Unit::Count, "Takeovers refused because the log is not the one that was read");
     describe_counter!(REPAIRED, Unit::Count, "Sealed epochs rebuilt from their archive files");
+}
+
+/// Whether a topic is refused now.
+pub(crate) fn refused(topic: &str, refused: bool) {
+    gauge!(REFUSED, "topic" => topic.to_owned()).set(if refused { 1.0 } else { 0.0 });
 }
 
 /// The labels of one partition's instruments.
@@ -90,6 +99,10 @@ impl Instruments {
 
     pub(crate) fn fenced(&self) {
         self.count(FENCED, 1);
+    }
+
+    pub(crate) fn cut_off(&self) {
+        self.count(CUT_OFF, 1);
     }
 
     pub(crate) fn rejected(&self, events: u64) {

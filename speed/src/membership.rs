@@ -12,7 +12,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use lamina_core::log::{Consumer, Event, Log, LogError, TopicPartition};
 use tokio::{
     sync::mpsc,
-    task::{AbortHandle, Id, JoinSet},
+    task::{AbortHandle, Id, JoinHandle, JoinSet},
     time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -20,7 +20,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     Config, Deps,
-    consume::{Topics, topics_of},
+    consume::{Joined, topics_of},
     feed::{Command, Feed, Input, Order},
     instruments::Instruments,
     partition::{Place, own},
@@ -38,6 +38,8 @@ const BROKEN_PAUSE: Duration = Duration::from_secs(1);
 const LEAVE: Duration = Duration::from_secs(10);
 /// How often topics that did not exist are looked for.
 const LOOK_FOR_TOPICS: Duration = Duration::from_secs(5);
+/// How often topics are looked at for having been made again, or being refused.
+const CHECK_TOPICS: Duration = Duration::from_secs(10);
 /// How long looking for one may hold up the consumer.
 const LOOK_UP: Duration = Duration::from_millis(500);
 
@@ -65,9 +67,10 @@ pub(crate) struct Membership {
     config: Arc<Config>,
     lane: usize,
     consumer: Box<dyn Consumer>,
-    /// Topics that the definitions name, and those of them that were joined for.
-    wanted: Topics,
-    joined: Topics,
+    joined: Joined,
+    /// Looks whether topics are still what they were; gives those that are not.
+    check: Option<JoinHandle<Vec<String>>>,
+    check_topics: Instant,
     /// Revision of the definitions that were looked at last; 0 before the first look.
     revision: u64,
     look_for_topics: Instant,
@@ -88,16 +91,16 @@ impl Membership {
         config: Arc<Config>,
         lane: usize,
         consumer: Box<dyn Consumer>,
-        wanted: Topics,
-        joined: Topics,
+        joined: Joined,
     ) -> Self {
         Self {
             deps,
             config,
             lane,
             consumer,
-            wanted,
             joined,
+            check: None,
+            check_topics: Instant::now() + CHECK_TOPICS,
             revision: 0,
             look_for_topics: Instant::now() + LOOK_FOR_TOPICS,
             parts: HashMap::new(),
@@ -119,6 +122,7 @@ impl Membership {
             self.forget(ended);
             self.release().await;
             self.resume().await;
+            self.check_topics().await;
             self.decide_to_leave(stop).await;
             if self.parts.is_empty()
                 && let Some(left) = self.leaving.take()
@@ -164,8 +168,8 @@ impl Membership {
 
     /// Starts the task of an assigned partition, after a pause.
     fn begin(&mut self, partition: TopicPartition, pause: Duration) {
-        let Some(source) = self.joined.get(&partition.0).filter(|_| self.leaving.is_none()) else { return };
-        let source = source.clone();
+        let consumed = self.joined.topics.get(&partition.0).filter(|_| self.leaving.is_none());
+        let Some(source) = consumed.map(|topic| topic.source.clone()) else { return };
         self.drop_part(&partition);
         self.next_task += 1;
         let task = self.next_task;
@@ -176,6 +180,7 @@ impl Membership {
             source,
             topic: partition.0.clone(),
             partition: partition.1,
+            holes_below: self.joined.holes.get(&partition).copied().unwrap_or(0),
             task,
             commands: self.commands.0.clone(),
         });
@@ -296,6 +301,25 @@ impl Membership {
         }
     }
 
+    /// Drops everything of topics that are no longer what was joined for, and leaves to join anew.
+    async fn check_topics(&mut self) {
+        if self.check.as_ref().is_some_and(JoinHandle::is_finished)
+            && let Some(check) = self.check.take()
+        {
+            let changed = check.await.unwrap_or_default();
+            if changed.is_empty() {
+                return;
+            }
+            let gone: Vec<_> = self.parts.keys().filter(|(topic, _)| changed.contains(topic)).cloned().collect();
+            gone.iter().for_each(|partition| self.drop_part(partition));
+            self.drain_all(Left::TopicsChanged);
+        } else if self.check.is_none() && Instant::now() >= self.check_topics {
+            self.check_topics = Instant::now() + CHECK_TOPICS;
+            let ids = self.joined.topics.iter().map(|(topic, consumed)| (topic.clone(), consumed.id.clone()));
+            self.check = Some(tokio::spawn(changed(Arc::clone(&self.deps.log), ids.collect())));
+        }
+    }
+
     /// Begins to drain everything if the worker stops, or if there are other topics to consume.
     async fn decide_to_leave(&mut self, stop: &CancellationToken) {
         if self.leaving.is_some() {
@@ -309,22 +333,27 @@ impl Membership {
         } else {
             return;
         };
+        self.drain_all(left);
+    }
+
+    fn drain_all(&mut self, left: Left) {
         let all: Vec<TopicPartition> = self.parts.keys().cloned().collect();
         all.iter().for_each(|partition| self.drain(partition, DRAIN_AT_STOP));
-        self.leaving = Some(left);
+        self.leaving.get_or_insert(left);
     }
 
     async fn topics_changed(&mut self) -> bool {
         let revision = self.deps.catalog.borrow().revision;
         if revision != self.revision {
             self.revision = revision;
-            return topics_of(&self.deps.catalog.borrow(), self.lane) != self.wanted;
+            return topics_of(&self.deps.catalog.borrow(), self.lane) != self.joined.wanted;
         }
         if Instant::now() < self.look_for_topics {
             return false;
         }
         self.look_for_topics = Instant::now() + LOOK_FOR_TOPICS;
-        let missing = self.wanted.keys().filter(|topic| !self.joined.contains_key(*topic));
+        let joined = &self.joined;
+        let missing = joined.wanted.keys().filter(|topic| !joined.topics.contains_key(*topic));
         any_exists(&*self.deps.log, missing.cloned().collect()).await
     }
 
@@ -345,4 +374,19 @@ async fn any_exists(log: &dyn Log, topics: Vec<String>) -> bool {
         }
     }
     false
+}
+
+/// Topics that were made again, deleted, or are refused now. While the log does not answer nothing is known to have changed.
+async fn changed(log: Arc<dyn Log>, ids: Vec<(String, String)>) -> Vec<String> {
+    let mut changed = Vec::new();
+    for (topic, id) in ids {
+        match log.topic(&topic).await {
+            Ok(found) if found.id == id => continue,
+            Ok(found) => error!(topic, before = id, now = found.id, "topic was made again: it begins anew"),
+            Err(error @ (LogError::NoTopic(_) | LogError::Refused(_))) => error!(topic, %error, "topic is dropped"),
+            Err(_) => continue,
+        }
+        changed.push(topic);
+    }
+    changed
 }

@@ -53,6 +53,8 @@ pub(crate) struct Place {
     pub(crate) source: String,
     pub(crate) topic: String,
     pub(crate) partition: Partition,
+    /// Offsets below that hold no record may have held one.
+    pub(crate) holes_below: Offset,
     /// Number of the task: orders of one that was replaced are not heard.
     pub(crate) task: u64,
     pub(crate) commands: mpsc::UnboundedSender<Command>,
@@ -84,6 +86,11 @@ pub(crate) enum Interrupt {
     Fenced,
     #[error("{0}")]
     Again(String),
+    #[error(
+        "the log is not the one that was read: {0}. It was cut off and written anew, as by an unclean leader election. \
+         Nothing more of this partition is counted: make the topic again, or name another in the source"
+    )]
+    CutOff(String),
     #[error("the epoch cannot be folded")]
     Fold(#[from] FoldError),
     #[error("the ledger does not allow the change")]
@@ -118,6 +125,11 @@ pub(crate) async fn own(place: Arc<Place>, drain: CancellationToken, pause: Dura
             Interrupt::Again(why) => {
                 info!(%place, %why, "taking the partition over anew");
                 backoff.next()
+            }
+            Interrupt::CutOff(_) => {
+                place.instruments.cut_off();
+                error!(%place, error = %interrupt, "partition is set aside");
+                FENCED_PAUSE
             }
             Interrupt::Fold(_) | Interrupt::Ledger(_) => {
                 error!(%place, error = %chain(&interrupt), "partition failed; its open epoch is rebuilt from the log");

@@ -103,6 +103,7 @@ impl Hold {
             checksum: whole.checksum,
             counts: whole.counts,
             event_time: whole.event_time,
+            last_record: whole.last_record,
         };
         Ok(Draft {
             end,

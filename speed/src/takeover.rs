@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use lamina_core::{
     Consistency, Epoch, EpochId, Ledger, LedgerError, LogId, Mark, Offset,
-    log::Span,
+    log::{Record, Span},
     read::open_mark,
     writer::{Takeover, Writer},
 };
@@ -41,6 +41,7 @@ pub(crate) async fn take_over(place: &Arc<Place>) -> Result<Hold, Interrupt> {
             return Err(Interrupt::Again(format!("source {} is no longer defined", place.source)));
         };
         let found = find(place).await?;
+        recognise(place, &found).await?;
         let now = place.deps.clock.now();
         let takeover = Takeover {
             id: EpochId::new(),
@@ -77,6 +78,28 @@ async fn find(place: &Arc<Place>) -> Result<Found, Interrupt> {
     Ok(Found { log: id, ledger, mark, span })
 }
 
+/// The log must be the one that was sealed: it holds what was sealed last, unless retention has passed it. One that was cut
+/// off below and written anew gives other records the same offsets, and counting on would leave some out for ever.
+async fn recognise(place: &Arc<Place>, found: &Found) -> Result<(), Interrupt> {
+    let Found { ledger, span, .. } = found;
+    let sealed = ledger.sealed_end();
+    if span.end < sealed {
+        return Err(Interrupt::CutOff(format!("it ends at offset {}, and {sealed} was sealed", span.end)));
+    }
+    let files = ledger.sealed().filter_map(|epoch| epoch.archive.as_ref());
+    let Some((offset, checksum)) = files.filter_map(|archive| archive.last_record).last() else { return Ok(()) };
+    if offset < span.start {
+        return Ok(());
+    }
+    let read = place.deps.log.read(&place.topic, place.partition, offset, 1).await;
+    let (records, _) = read.map_err(|error| Interrupt::Again(format!("the last sealed record: {error}")))?;
+    let same = |record: &Record| record.offset == offset && crc32fast::hash(&record.payload) == checksum;
+    if records.first().is_some_and(same) {
+        return Ok(());
+    }
+    Err(Interrupt::CutOff(format!("it holds another record at offset {offset} than the one that was sealed")))
+}
+
 async fn begin(
     place: &Arc<Place>,
     catalog: watch::Receiver<Arc<Catalog>>,
@@ -90,7 +113,7 @@ async fn begin(
     let goal = mark.map_or(0, |mark| mark.end);
     if span.end < goal.max(epoch.start) {
         let (ends, served) = (span.end, goal.max(epoch.start));
-        error!(%place, ends, served, "the log ends before what was read of it: was the topic cut off?");
+        error!(%place, ends, served, "the log ends before what was served of it; answers stand still until it has passed that");
     }
     let mut fold = EpochFold::new(&folding, source, place.partition, &epoch);
     let mut from = rewind(place, source, &epoch).await.max(span.start);

@@ -28,12 +28,12 @@ use super::{
     proxy::{Line, proxy},
 };
 
-const SOON: Duration = Duration::from_secs(30);
+pub(crate) const SOON: Duration = Duration::from_secs(30);
 /// How long a query may take whatever is down.
-const ANSWER: Duration = Duration::from_secs(5);
-const EVENTS: &str = "/v1/sources/hits/events";
-const NDJSON: &str = "application/x-ndjson";
-const RANGE: &str = "from=2020-01-01T00:00:00Z&to=2020-01-02T00:00:00Z";
+pub(crate) const ANSWER: Duration = Duration::from_secs(5);
+pub(crate) const EVENTS: &str = "/v1/sources/hits/events";
+pub(crate) const NDJSON: &str = "application/x-ndjson";
+pub(crate) const RANGE: &str = "from=2020-01-01T00:00:00Z&to=2020-01-02T00:00:00Z";
 
 const DEFINITIONS: &str = r#"
 [source.hits]
@@ -58,16 +58,16 @@ rollups = ["1h"]
 "#;
 
 /// A folder with definitions over a topic of its own.
-struct World {
+pub(crate) struct World {
     folder: tempfile::TempDir,
-    name: String,
-    runtime: Runtime,
+    pub(crate) name: String,
+    pub(crate) runtime: Runtime,
     /// Made for this test only, if there is a keyspace.
     keyspace: bool,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let name = format!("f{}", uuid::Uuid::new_v4().simple());
         fs::write(folder.path().join("metrics.toml"), DEFINITIONS.replace("TOPIC", &name)).unwrap();
@@ -76,7 +76,7 @@ impl World {
     }
 
     /// With a keyspace on the real node.
-    fn with_keyspace() -> Self {
+    pub(crate) fn with_keyspace() -> Self {
         let mut world = Self::new();
         world.keyspace = true;
         let config = CassandraConfig {
@@ -89,11 +89,11 @@ impl World {
         world
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    fn settings(&self, backend: Backend) -> Settings {
+    pub(crate) fn settings(&self, backend: Backend) -> Settings {
         Settings {
             definitions: self.path().join("metrics.toml"),
             backend,
@@ -104,12 +104,12 @@ impl World {
         }
     }
 
-    fn start(&self) -> Lamina {
+    pub(crate) fn start(&self) -> Lamina {
         Lamina::start(self.path(), &self.settings(Backend::Embedded), &self.name)
     }
 
     /// Launches on the real backends at these addresses.
-    fn launch(&self, addresses: Addresses) -> Lamina {
+    pub(crate) fn launch(&self, addresses: Addresses) -> Lamina {
         Lamina::launch(self.path(), &Settings { addresses, ..self.settings(Backend::Real) }, &self.name)
     }
 
@@ -121,7 +121,7 @@ impl World {
     }
 
     /// Puts records into the topic without ingest in between.
-    fn append(&self, log: &dyn Log, payloads: &[&[u8]]) {
+    pub(crate) fn append(&self, log: &dyn Log, payloads: &[&[u8]]) {
         let append = |payload: &&[u8]| Append { key: None, payload: Bytes::copy_from_slice(payload) };
         self.runtime.block_on(async {
             log.ensure_topic(&self.name, 1).await.unwrap();
@@ -132,7 +132,7 @@ impl World {
         });
     }
 
-    fn dead_letters(&self, log: &dyn Log) -> Vec<Value> {
+    pub(crate) fn dead_letters(&self, log: &dyn Log) -> Vec<Value> {
         let topic = format!("{}.dead-letter", self.name);
         let (records, _) = self.runtime.block_on(log.read(&topic, 0, 0, 1 << 20)).unwrap();
         records.iter().map(|record| serde_json::from_slice(&record.payload).unwrap()).collect()
@@ -155,17 +155,17 @@ impl Drop for World {
 }
 
 /// An answer, read whole.
-struct Reply {
-    status: u16,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
     content_type: String,
     retry_after: bool,
     request_id: String,
-    body: Value,
-    took: Duration,
+    pub(crate) body: Value,
+    pub(crate) took: Duration,
 }
 
 impl Reply {
-    fn of(request: RequestBuilder) -> Self {
+    pub(crate) fn of(request: RequestBuilder) -> Self {
         let begun = Instant::now();
         let answer = request.send().unwrap();
         let header =
@@ -179,7 +179,7 @@ impl Reply {
     }
 
     /// The answer is a whole problem of this status and code; gives its detail.
-    fn problem(&self, status: u16, code: &str) -> String {
+    pub(crate) fn problem(&self, status: u16, code: &str) -> String {
         let Self { body, content_type, .. } = self;
         assert_eq!((self.status, body["code"].as_str()), (status, Some(code)), "{body}");
         assert_eq!(content_type, "application/problem+json");
@@ -191,36 +191,36 @@ impl Reply {
     }
 }
 
-fn get(lamina: &Lamina, path: &str) -> Reply {
+pub(crate) fn get(lamina: &Lamina, path: &str) -> Reply {
     Reply::of(lamina.request(Method::GET, path))
 }
 
-fn query(lamina: &Lamina, more: &str) -> Reply {
+pub(crate) fn query(lamina: &Lamina, more: &str) -> Reply {
     get(lamina, &format!("/v1/metrics/bytes/query?{RANGE}{more}"))
 }
 
-fn post(lamina: &Lamina, headers: &[(&str, &str)], body: impl Into<reqwest::blocking::Body>) -> Reply {
+pub(crate) fn post(lamina: &Lamina, headers: &[(&str, &str)], body: impl Into<reqwest::blocking::Body>) -> Reply {
     let request = lamina.request(Method::POST, EVENTS).body(body);
     Reply::of(headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)))
 }
 
-fn event(number: usize) -> String {
+pub(crate) fn event(number: usize) -> String {
     json!({"time": "2020-01-01T00:00:00Z", "id": format!("e{number}"), "site": "a", "size": number}).to_string()
 }
 
-fn lines(numbers: std::ops::Range<usize>) -> String {
+pub(crate) fn lines(numbers: std::ops::Range<usize>) -> String {
     numbers.map(|number| event(number) + "\n").collect()
 }
 
 /// Count and sum of a successful answer.
-fn count_and_sum(reply: &Reply) -> (u64, u64) {
+pub(crate) fn count_and_sum(reply: &Reply) -> (u64, u64) {
     assert_eq!(reply.status, 200, "{}", reply.body);
     let point = &reply.body["series"][0]["points"][0];
     (point["count"].as_u64().unwrap_or(0), point["sum"].as_u64().unwrap_or(0))
 }
 
 /// The answer is complete and the fold of exactly the prefix that it names, in which each record is an event.
-fn assert_exact(reply: &Reply) {
+pub(crate) fn assert_exact(reply: &Reply) {
     let positions = reply.body["meta"]["speed"]["positions"].as_object().unwrap();
     let records: u64 = positions.values().filter_map(Value::as_u64).sum();
     assert_eq!(count_and_sum(reply).0, records, "{}", reply.body);
@@ -228,12 +228,12 @@ fn assert_exact(reply: &Reply) {
 }
 
 /// Numbers 0..n, each once.
-fn all_of(n: usize) -> (u64, u64) {
+pub(crate) fn all_of(n: usize) -> (u64, u64) {
     (n as u64, (n * n.saturating_sub(1) / 2) as u64)
 }
 
 /// Waits until everything that was acknowledged is visible, and exact.
-fn visible(lamina: &Lamina, n: usize) {
+pub(crate) fn visible(lamina: &Lamina, n: usize) {
     lamina.until(&format!("{n} events are visible"), || {
         let reply = query(lamina, "");
         assert!(reply.status == 200 || reply.status == 503, "{}", reply.body);
@@ -565,7 +565,7 @@ fn a_full_disk_is_named_and_passes_without_a_restart() {
     assert!(lamina.stop(SOON).success());
 }
 
-fn files(folder: &Path) -> Vec<PathBuf> {
+pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let paths = entries.map(|entry| entry.unwrap().path());
     paths.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()

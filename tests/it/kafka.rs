@@ -24,7 +24,7 @@ use uuid::Uuid;
 const WAIT: Duration = Duration::from_millis(200);
 const DEADLINE: Duration = Duration::from_secs(60);
 
-fn broker() -> String {
+pub(crate) fn broker() -> String {
     std::env::var("LAMINA_TEST_KAFKA").unwrap_or_else(|_| "127.0.0.1:19092".to_owned())
 }
 
@@ -33,7 +33,7 @@ fn skipped() -> bool {
     std::env::var_os("LAMINA_SKIP_REAL").is_some_and(|value| !value.is_empty())
 }
 
-fn connect(brokers: String) -> KafkaLog {
+pub(crate) fn connect(brokers: String) -> KafkaLog {
     KafkaLog::connect(KafkaConfig { brokers, replication_factor: 1, options: BTreeMap::new() }).expect("settings")
 }
 
@@ -51,11 +51,11 @@ fn with_log<F: Future<Output = ()>>(test: impl FnOnce(KafkaLog, String) -> F) {
     });
 }
 
-fn admin() -> AdminClient<DefaultClientContext> {
+pub(crate) fn admin() -> AdminClient<DefaultClientContext> {
     ClientConfig::new().set("bootstrap.servers", broker()).create().expect("an admin client")
 }
 
-fn options() -> AdminOptions {
+pub(crate) fn options() -> AdminOptions {
     AdminOptions::new().operation_timeout(Some(Duration::from_secs(10)))
 }
 

@@ -123,6 +123,13 @@ impl Lamina {
         assert!(Command::new("prlimit").args(["--pid", &pid, &limit]).status().unwrap().success());
     }
 
+    /// The most memory that the process has held, in KiB.
+    pub(crate) fn peak_rss_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches("kB").trim().parse().unwrap()
+    }
+
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.client.request(method, format!("{}{path}", self.url))
     }
@@ -227,9 +234,13 @@ pub(crate) fn run(arguments: &[&str]) -> Output {
     Command::new(LAMINA).args(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 /// Writes `lamina.toml`; gives its path and the port that it names.
 pub(crate) fn configure(folder: &Path, settings: &Settings, keyspace: &str) -> (PathBuf, u16) {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let config = folder.join("lamina.toml");
     fs::write(&config, configuration(folder, settings, keyspace, port)).unwrap();
     (config, port)

@@ -224,7 +224,8 @@ impl World {
         let times = events.column_by_name("_time").unwrap();
         let times = arrow::array::AsArray::as_primitive::<arrow::datatypes::TimestampMicrosecondType>(times);
         let event_time = times.values().iter().min().copied().zip(times.values().iter().max().copied());
-        let archive = Archive { path: path.to_string(), bytes: size, checksum, counts, event_time };
+        let (named, last_record) = (path.to_string(), None);
+        let archive = Archive { path: named, bytes: size, checksum, counts, event_time, last_record };
         (archive, path)
     }
 

@@ -138,6 +138,7 @@ async fn the_latest_mark_holds_for_its_ttl(store: &dyn Store) {
         watermark: (number > 1).then_some(-5),
         appended_at: Some(opened),
         number,
+        lost: (number > 1).then_some((3, 5)),
     };
     let put = |number: u64, ttl| {
         let (log, mark, at) = (&log, mark(number), opened + number as Micros);

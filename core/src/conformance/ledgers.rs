@@ -34,6 +34,7 @@ fn epoch(start: Offset, end: Option<Offset>) -> Epoch {
         checksum: 0xdead_beef,
         counts: Counts { accepted: end - start, ..Counts::default() },
         event_time: Some((-1, now())),
+        last_record: Some((start, 0xdead_beef)),
     });
     let (opened_at, alive_until) = (now(), now() + 3_600_000_000);
     let (id, revision, dedup_clock) = (EpochId::new(), 7, opened_at - 5);

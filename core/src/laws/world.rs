@@ -496,5 +496,5 @@ pub(super) fn fold(partition: Partition, range: std::ops::Range<Offset>, view: &
 /// An archive file for `n` accepted records.
 pub(super) fn archive_of(n: u64) -> Archive {
     let counts = Counts { accepted: n, ..Counts::default() };
-    Archive { path: String::new(), bytes: 0, checksum: 0, counts, event_time: None }
+    Archive { path: String::new(), bytes: 0, checksum: 0, counts, event_time: None, last_record: None }
 }

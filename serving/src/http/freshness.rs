@@ -219,8 +219,18 @@ impl Verdict {
     }
 
     fn judge_speed(&mut self, progress: &Progress, limits: &FreshnessLimits) {
+        if let Some(why) = &progress.refused {
+            self.add(Status::Breach, || why.clone());
+        }
         for partition in progress.partitions.iter().filter(|partition| partition.is_stalled()) {
             self.add(Status::Breach, || format!("partition {} is stalled", partition.partition));
+        }
+        for partition in &progress.partitions {
+            if let Some(left) = partition.little_retention(limits.retention_warn) {
+                let (partition, left) = (partition.partition, (100.0 * left).floor());
+                let reason = || format!("partition {partition}: {left} % of retention is left before unread events go");
+                self.add(Status::Warn, reason);
+            }
         }
         let lag = progress.lag_ms();
         let over = |limit: std::time::Duration| u128::try_from(lag).is_ok_and(|lag| lag > limit.as_millis());

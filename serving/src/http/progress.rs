@@ -7,7 +7,12 @@ use std::{
 };
 
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
-use lamina_core::{Consistency, LogId, Micros, Offset, Partition, log::Span, read, snapshot::Taken};
+use lamina_core::{
+    Consistency, LogId, Micros, Offset, Partition,
+    log::{LogError, Span},
+    read,
+    snapshot::Taken,
+};
 use lamina_metric::Source;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -22,6 +27,8 @@ const PARALLEL: usize = 16;
 pub(super) struct Progress {
     pub(super) taken: BTreeMap<Partition, Taken>,
     pub(super) partitions: Vec<PartitionProgress>,
+    /// Why the log refuses the topic, if it does.
+    pub(super) refused: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -32,6 +39,9 @@ pub(super) struct PartitionProgress {
     /// Next offset of the log.
     end: Offset,
     lag_records: u64,
+    /// How much of what the log keeps lies before the oldest unread record, from 0 (it goes next) to 1; null if nothing is
+    /// unread or the log forgets nothing.
+    retention_left: Option<f64>,
     state: PartitionState,
     #[serde(skip)]
     lag_ms: i64,
@@ -55,18 +65,36 @@ impl Progress {
 }
 
 impl PartitionProgress {
+    /// Takes the age of the oldest unread record into account, of a log that keeps records for so long.
+    fn age(&mut self, kept: Duration) {
+        if self.lag_records > 0 {
+            let left = 1.0 - self.lag_ms as f64 / (kept.as_millis() as f64).max(1.0);
+            self.retention_left = Some(self.retention_left.unwrap_or(1.0).min(left).max(0.0));
+        }
+    }
+
     pub(super) fn is_stalled(&self) -> bool {
         self.state == PartitionState::Stalled
+    }
+
+    /// How much retention is left, if it is little.
+    pub(super) fn little_retention(&self, limit: f64) -> Option<f64> {
+        self.retention_left.filter(|left| *left < limit)
     }
 }
 
 /// # Errors
 /// If the log or the store does not answer.
 pub(super) async fn of(app: &App, source: &Source, now: Micros) -> Result<Progress, Problem> {
-    let partitions = partitions_of(app, source).await?;
-    if partitions.all.is_empty() {
-        return Ok(Progress { taken: BTreeMap::new(), partitions: Vec::new() });
-    }
+    let refused = match app.topics.find(&source.topic).await {
+        Err(LogError::Refused(why)) => Some(why),
+        _ => None,
+    };
+    let partitions = match partitions_of(app, source).await {
+        Ok(partitions) if !partitions.all.is_empty() => partitions,
+        Err(problem) if refused.is_none() => return Err(problem),
+        _ => return Ok(Progress { taken: BTreeMap::new(), partitions: Vec::new(), refused }),
+    };
     // Ledgers first: what is appended in between counts as unread, never as negative.
     let ledgers: Vec<_> =
         partitions.all.iter().map(|&partition| taken(app, &partitions.log, partition).boxed()).collect();
@@ -77,8 +105,13 @@ pub(super) async fn of(app: &App, source: &Source, now: Micros) -> Result<Progre
         of_partition(app, source, partition, marked, span, now).boxed()
     });
     let each: Vec<_> = each.collect();
-    let partitions = stream::iter(each).buffered(PARALLEL).try_collect().await?;
-    Ok(Progress { taken, partitions })
+    let mut partitions: Vec<PartitionProgress> = stream::iter(each).buffered(PARALLEL).try_collect().await?;
+    if partitions.iter().any(|partition| partition.lag_records > 0)
+        && let Some(kept) = app.deps.log.retention(&source.topic).await?
+    {
+        partitions.iter_mut().for_each(|partition| partition.age(kept));
+    }
+    Ok(Progress { taken, partitions, refused })
 }
 
 async fn taken(app: &App, log: &LogId, partition: Partition) -> Result<(Partition, Taken), Problem> {
@@ -106,7 +139,10 @@ async fn of_partition(
     let stalled = app.config.freshness.stalled;
     let key = (source.topic.clone(), partition);
     let state = app.movements.state(key, position, (lag_records, lag_ms), stalled, now);
-    Ok(PartitionProgress { partition, position, end: span.end, lag_records, state, lag_ms })
+    // What was deleted already tells how deletion goes, whether by age or by size.
+    let kept = (span.end - span.start) as f64;
+    let retention_left = (lag_records > 0 && span.start > 0).then(|| (position - span.start) as f64 / kept);
+    Ok(PartitionProgress { partition, position, end: span.end, lag_records, retention_left, state, lag_ms })
 }
 
 /// Age by append time of the first record at or after `position`.
@@ -168,5 +204,21 @@ mod tests {
         assert_eq!(look(6, 9, 110_000, 3_660), PartitionState::Running);
         assert_eq!(look(6, 9, 120_000, 3_670), PartitionState::Stalled);
         assert_eq!(look(7, 9, 120_000, 3_671), PartitionState::Running);
+    }
+
+    #[test]
+    fn what_is_left_of_retention_is_judged_by_age_and_by_what_was_deleted() {
+        let left = |lag_records, lag_ms, by_offset| {
+            let (partition, position, end, state) = (0, 10, 20, PartitionState::Running);
+            let mut progress =
+                PartitionProgress { partition, position, end, lag_records, retention_left: by_offset, state, lag_ms };
+            progress.age(Duration::from_secs(100));
+            progress.little_retention(0.25)
+        };
+        assert_eq!(left(5, 50_000, None), None, "half is left");
+        assert_eq!(left(5, 80_000, None).map(|left| (left * 100.0).round()), Some(20.0));
+        assert_eq!(left(5, 500_000, None), Some(0.0));
+        assert_eq!(left(5, 10_000, Some(0.1)), Some(0.1), "size-based deletion comes first");
+        assert_eq!(left(0, 0, None), None, "nothing is unread");
     }
 }

@@ -15,8 +15,6 @@ mod table;
 
 use std::collections::BTreeMap;
 
-use lamina_core::snapshot::MissingBecause;
-
 use self::{
     encode::{BatchMeta, Body, Meta, Overflow, SpeedMeta},
     merge::Read,
@@ -70,7 +68,7 @@ fn meta(plan: &Plan, read: &Read, layer: Layer, now: i64) -> Meta {
     let mut positions = snapshot.positions();
     if layer == Layer::Batch {
         let through = merge::through(read);
-        missing.retain(|range| range.why == MissingBecause::Lost || range.from < through.at(range.partition));
+        missing.retain(|range| range.from < through.at(range.partition));
         for (partition, position) in &mut positions {
             *position = through.at(*partition);
         }

@@ -342,7 +342,7 @@ impl World {
         }
         SpeedChunks::put(&*self.store, &chunks, Stamp { at: open.opened_at, ttl: 1 }).await.unwrap();
         let counts = Counts { accepted: end - open.start, ..Counts::default() };
-        let archive = Archive { path: "x".into(), bytes: 0, checksum: 0, counts, event_time: None };
+        let archive = Archive { path: "x".into(), bytes: 0, checksum: 0, counts, event_time: None, last_record: None };
         let ledger = self.store.load(&self.id, partition, Consistency::Serial).await.unwrap();
         let change = ledger.seal(open.id, end, archive, self.epoch(end), 0).unwrap();
         assert_eq!(self.store.commit(&self.id, partition, &change).await.unwrap(), Commit::Applied);

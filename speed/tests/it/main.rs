@@ -4,9 +4,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod duplicates;
 mod laws;
 mod memory_log;
 mod memory_store;
 mod outages;
+mod topics;
 mod upkeep;
 mod world;

@@ -19,6 +19,9 @@ const BATCH: usize = 37;
 #[derive(Default)]
 struct Shared {
     topics: BTreeMap<String, Vec<PartitionLog>>,
+    /// How often a topic was made again.
+    remade: HashMap<String, u32>,
+    refused: HashSet<String>,
     /// Events that a group's consumers are to see, and what they released.
     sent: HashMap<String, VecDeque<Event>>,
     released: Vec<TopicPartition>,
@@ -66,6 +69,34 @@ impl MemoryLog {
         self.appended.notify_waiters();
     }
 
+    /// Deletes the topic and makes it again.
+    pub(crate) fn remake(&self, topic: &str, partitions: usize) {
+        self.make(topic, partitions);
+        *self.shared.lock().unwrap().remade.entry(topic.to_owned()).or_default() += 1;
+    }
+
+    /// Refuses the topic, as a log does while it is compacted, or no longer.
+    pub(crate) fn refuse(&self, topic: &str, refused: bool) {
+        let refusals = &mut self.shared.lock().unwrap().refused;
+        if refused {
+            refusals.insert(topic.to_owned())
+        } else {
+            refusals.remove(topic)
+        };
+    }
+
+    /// Leaves an offset without its record, as compaction does.
+    pub(crate) fn remove(&self, topic: &str, partition: Partition, offset: Offset) {
+        let mut shared = self.shared.lock().unwrap();
+        shared.topics.get_mut(topic).unwrap()[partition as usize].records[offset as usize] = None;
+    }
+
+    /// Forgets everything from `end` on, as a leader does that was elected uncleanly.
+    pub(crate) fn truncate(&self, topic: &str, partition: Partition, end: Offset) {
+        let mut shared = self.shared.lock().unwrap();
+        shared.topics.get_mut(topic).unwrap()[partition as usize].records.truncate(end as usize);
+    }
+
     /// Forgets everything below `start`.
     pub(crate) fn cut_off(&self, topic: &str, partition: Partition, start: Offset) {
         self.shared.lock().unwrap().topics.get_mut(topic).unwrap()[partition as usize].start = start;
@@ -110,7 +141,11 @@ impl Log for MemoryLog {
     async fn topic(&self, name: &str) -> Result<Topic, LogError> {
         let shared = self.shared.lock().unwrap();
         let partitions = shared.topics.get(name).ok_or_else(|| LogError::NoTopic(name.to_owned()))?.len() as u32;
-        Ok(Topic { name: name.to_owned(), id: "t1".to_owned(), partitions })
+        if shared.refused.contains(name) {
+            return Err(LogError::Refused(format!("topic {name} is compacted")));
+        }
+        let id = format!("t{}", 1 + shared.remade.get(name).copied().unwrap_or(0));
+        Ok(Topic { name: name.to_owned(), id, partitions })
     }
 
     async fn append(&self, topic: &str, records: Vec<Append>) -> Result<Vec<(Partition, Offset)>, LogError> {
@@ -128,8 +163,14 @@ impl Log for MemoryLog {
         Ok(shared.topics[topic].iter().enumerate().map(|(at, log)| (at as Partition, span(log))).collect())
     }
 
-    async fn read(&self, _: &str, _: Partition, _: Offset, _: usize) -> Result<(Vec<Record>, Offset), LogError> {
-        Err(LogError::Refused("speed reads through a consumer".to_owned()))
+    async fn read(
+        &self,
+        topic: &str,
+        partition: Partition,
+        from: Offset,
+        _: usize,
+    ) -> Result<(Vec<Record>, Offset), LogError> {
+        Ok(self.shared.lock().unwrap().topics[topic][partition as usize].slice(from, BATCH))
     }
 
     async fn offset_at(&self, topic: &str, partition: Partition, at: Micros) -> Result<Offset, LogError> {
@@ -185,6 +226,13 @@ impl MemoryConsumer {
             let nth = (at + self.turn) % self.positions.len();
             let ((topic, partition), position) = self.positions.iter_mut().nth(nth).unwrap();
             let log = &shared.topics[topic][*partition as usize];
+            if *position > log.end() {
+                let (topic, partition, wanted) = (topic.clone(), *partition, *position);
+                let (start, end) = (log.start, log.end());
+                self.positions.remove(&(topic.clone(), partition));
+                let error = LogError::OutOfRange { topic: topic.clone(), partition, wanted, start, end };
+                return Some(Event::Failed { topic, partition, error });
+            }
             if *position >= log.end() || self.paused.contains(&(topic.clone(), *partition)) {
                 continue;
             }

@@ -33,13 +33,18 @@ pub(super) async fn topic(shared: &Arc<Shared>, name: &str) -> Result<Topic, Log
             settings.policy
         )));
     }
-    if settings.time != "LogAppendTime" {
+    if settings.time != "LogAppendTime" && shared.warns_first(&found) {
         warn!(topic = name, "message.timestamp.type is {}: append times are what producers say", settings.time);
     }
     Ok(found)
 }
 
-async fn describe(shared: &Arc<Shared>, name: &str) -> Result<Topic, LogError> {
+/// `retention.ms` of the topic; -1 is for ever.
+pub(super) async fn retention(shared: &Shared, name: &str) -> Result<Option<Duration>, LogError> {
+    Ok(settings(shared, name).await?.retention_ms.parse().ok().map(Duration::from_millis))
+}
+
+pub(super) async fn describe(shared: &Arc<Shared>, name: &str) -> Result<Topic, LogError> {
     let (shared, name) = (Arc::clone(shared), name.to_owned());
     blocking(move || match topic_id::describe(shared.admin.inner(), &name, REQUEST_TIMEOUT) {
         Ok(found) if found.id.is_empty() => {
@@ -57,6 +62,7 @@ async fn describe(shared: &Arc<Shared>, name: &str) -> Result<Topic, LogError> {
 struct Settings {
     policy: String,
     time: String,
+    retention_ms: String,
 }
 
 async fn settings(shared: &Shared, name: &str) -> Result<Settings, LogError> {
@@ -71,7 +77,11 @@ async fn settings(shared: &Shared, name: &str) -> Result<Settings, LogError> {
         None => return Err(LogError::NoTopic(name.to_owned())),
     };
     let value = |key| resource.get(key).and_then(|entry| entry.value.clone()).unwrap_or_default();
-    Ok(Settings { policy: value("cleanup.policy"), time: value("message.timestamp.type") })
+    Ok(Settings {
+        policy: value("cleanup.policy"),
+        time: value("message.timestamp.type"),
+        retention_ms: value("retention.ms"),
+    })
 }
 
 /// Makes the topic unless it exists, and waits until it can be used.

@@ -80,7 +80,7 @@ impl Profile {
             ("socket.keepalive.enable", "true"),
             ("socket.timeout.ms", "10000"),
             // New partitions and re-made topics are seen after this time at the latest.
-            ("topic.metadata.refresh.interval.ms", "60000"),
+            ("topic.metadata.refresh.interval.ms", "10000"),
         ];
         let mut config = ClientConfig::new();
         for (name, value) in common.iter().chain(defaults) {

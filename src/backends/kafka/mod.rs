@@ -24,7 +24,11 @@ mod reader;
 mod rebalance;
 mod topic_id;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -57,6 +61,15 @@ struct Shared {
     offsets: Arc<Offsets>,
     producer: Producer,
     readers: Readers,
+    /// Topics of whose settings was warned.
+    warned: Mutex<HashSet<Topic>>,
+}
+
+impl Shared {
+    /// Whether this is the first warning about the topic.
+    fn warns_first(&self, topic: &Topic) -> bool {
+        self.warned.lock().unwrap_or_else(PoisonError::into_inner).insert(topic.clone())
+    }
 }
 
 impl KafkaLog {
@@ -72,6 +85,7 @@ impl KafkaLog {
             offsets: Arc::new(Offsets::new(&profile)?),
             producer: Producer::new(&profile)?,
             readers: Readers::new(&profile),
+            warned: Mutex::default(),
             profile,
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -95,6 +109,10 @@ impl Log for KafkaLog {
 
     async fn topic(&self, name: &str) -> Result<Topic, LogError> {
         admin::topic(&self.shared, name).await
+    }
+
+    async fn topic_id(&self, name: &str) -> Result<String, LogError> {
+        Ok(admin::describe(&self.shared, name).await?.id)
     }
 
     async fn append(&self, topic: &str, records: Vec<Append>) -> Result<Vec<(Partition, Offset)>, LogError> {
@@ -129,6 +147,10 @@ impl Log for KafkaLog {
     async fn offset_at(&self, topic: &str, partition: Partition, at: Micros) -> Result<Offset, LogError> {
         let topic = topic.to_owned();
         self.ask(move |shared| shared.offsets.offset_at(&topic, partition, at)).await
+    }
+
+    async fn retention(&self, topic: &str) -> Result<Option<Duration>, LogError> {
+        admin::retention(&self.shared, topic).await
     }
 
     async fn join(&self, group: &str, topics: &[String]) -> Result<Box<dyn Consumer>, LogError> {
