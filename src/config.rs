@@ -18,6 +18,8 @@ use lamina_core::Micros;
 use lamina_metric::Length;
 use serde::Deserialize;
 
+use crate::backends::cassandra::WriteConsistency;
+
 /// What is wrong with a configuration; each line stands for itself.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -110,6 +112,8 @@ pub struct RawStore {
     pub contact_points: Vec<String>,
     pub keyspace: String,
     pub local_dc: String,
+    /// What writes wait for; must be what the keyspace says.
+    pub write_consistency: WriteConsistency,
     /// Replicas per data centre, for `lamina migrate`.
     pub replication_factor: u32,
     pub username: Option<String>,
@@ -183,6 +187,7 @@ impl Default for RawStore {
             contact_points: vec!["127.0.0.1:9042".into()],
             keyspace: "lamina".into(),
             local_dc: "dc1".into(),
+            write_consistency: WriteConsistency::default(),
             replication_factor: 1,
             username: None,
             password_file: None,
@@ -368,6 +373,27 @@ mod tests {
         for part in ["http.listen", "log.partitions", "speed.ttl", "speed.epoch", "archive.url"] {
             assert!(errors.contains(part), "{part} is not in: {errors}");
         }
+    }
+
+    #[test]
+    fn a_time_to_live_below_four_pauses_of_batch_is_refused() {
+        let with = |ttl: &str| load(&format!("[speed]\nttl = \"{ttl}\"\n[batch]\nschedule = \"*/10 * * * *\"\n"));
+        let error = with("39m").unwrap_err();
+        assert!(error.contains("speed.ttl") && error.contains("four times") && error.contains("raise"), "{error}");
+        assert!(with("40m").is_ok());
+        assert!(load("[speed]\nttl = \"1m\"\n[batch]\nschedule = \"off\"\n").is_ok(), "no pause is known");
+    }
+
+    #[test]
+    fn what_writes_wait_for_is_one_of_two() {
+        let StoreConfig::Cassandra(store) =
+            load("[store]\nkind = \"cassandra\"\nwrite_consistency = \"each_quorum\"\n").unwrap().store
+        else {
+            panic!("not on Cassandra")
+        };
+        assert_eq!(store.write_consistency, WriteConsistency::EachQuorum);
+        let error = load("[store]\nwrite_consistency = \"one\"\n").unwrap_err();
+        assert!(error.contains("local_quorum") && error.contains("each_quorum"), "{error}");
     }
 
     #[test]

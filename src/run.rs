@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use lamina_core::{Clock, Store, clock::SystemClock, log::Log};
+use lamina_core::{Clock, Store, StoreError, clock::SystemClock, log::Log};
 use object_store::ObjectStore;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -10,7 +10,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     backends::{
         archive,
-        cassandra::{CassandraConfig, CassandraStore},
+        cassandra::{CassandraConfig, CassandraStore, skew},
         embedded,
         kafka::{KafkaConfig, KafkaLog},
     },
@@ -59,6 +59,8 @@ pub enum StartError {
     },
     #[error("log: {0}")]
     Log(#[from] lamina_core::log::LogError),
+    #[error(transparent)]
+    Store(StoreError),
     #[error("definitions are wrong:\n{0}")]
     Definitions(CatalogError),
     #[error("metrics cannot be recorded: {0}")]
@@ -70,6 +72,8 @@ pub struct Backends {
     pub log: Arc<dyn Log>,
     pub store: Arc<dyn Store>,
     pub archive: Arc<dyn ObjectStore>,
+    /// The store again if it is Cassandra, whose clocks are watched.
+    cassandra: Option<Arc<CassandraStore>>,
 }
 
 impl Backends {
@@ -91,12 +95,16 @@ impl Backends {
             (LogConfig::Embedded, Some(opened)) => Arc::clone(&opened.log) as _,
             (LogConfig::Embedded, None) => unreachable!("the folder is opened for an embedded log"),
         };
-        let store: Arc<dyn Store> = match (&config.store, &opened) {
-            (StoreConfig::Cassandra(raw), _) => Arc::new(CassandraStore::new(cassandra_config(raw)?)),
-            (StoreConfig::Embedded, Some(opened)) => Arc::clone(&opened.store) as _,
-            (StoreConfig::Embedded, None) => unreachable!("the folder is opened for an embedded store"),
+        let cassandra = match &config.store {
+            StoreConfig::Cassandra(raw) => Some(Arc::new(CassandraStore::new(cassandra_config(raw)?))),
+            StoreConfig::Embedded => None,
         };
-        Ok(Self { log, store, archive: open_archive(config)? })
+        let store: Arc<dyn Store> = match (&cassandra, &opened) {
+            (Some(cassandra), _) => Arc::clone(cassandra) as _,
+            (None, Some(opened)) => Arc::clone(&opened.store) as _,
+            (None, None) => unreachable!("the folder is opened for an embedded store"),
+        };
+        Ok(Self { log, store, archive: open_archive(config)?, cassandra })
     }
 }
 
@@ -114,6 +122,7 @@ pub fn cassandra_config(raw: &RawStore) -> Result<CassandraConfig, StartError> {
         contact_points: raw.contact_points.clone(),
         keyspace: raw.keyspace.clone(),
         local_dc: raw.local_dc.clone(),
+        write_consistency: raw.write_consistency,
         replication_factor: raw.replication_factor,
         username: raw.username.clone(),
         password,
@@ -121,7 +130,7 @@ pub fn cassandra_config(raw: &RawStore) -> Result<CassandraConfig, StartError> {
     })
 }
 
-fn open_archive(config: &Config) -> Result<Arc<dyn ObjectStore>, StartError> {
+pub(crate) fn open_archive(config: &Config) -> Result<Arc<dyn ObjectStore>, StartError> {
     let (place, opened) = match &config.archive {
         Some(url) => (url.to_string(), archive::open(url)),
         None => {
@@ -154,6 +163,8 @@ impl Node {
         match definitions.refresh().await {
             Ok(()) => {}
             Err(error @ CatalogError::Invalid(_)) => return Err(StartError::Definitions(error)),
+            // What the store refuses will not pass by itself.
+            Err(CatalogError::Store(error @ StoreError::Refused(_))) => return Err(StartError::Store(error)),
             Err(error) => tracing::warn!(%error, "definitions are not loaded yet, trying again"),
         }
         Ok(Self { backends, definitions, stop: CancellationToken::new(), tasks: TaskTracker::new() })
@@ -175,7 +186,10 @@ impl Node {
         let listener = listener.map_err(|cause| StartError::Listen { address: config.listen, cause })?;
         let address = listener.local_addr().map_err(|cause| StartError::Listen { address: config.listen, cause })?;
         self.keep_definitions_fresh();
-        let Backends { log, store, archive } = &self.backends;
+        let Backends { log, store, archive, cassandra } = &self.backends;
+        if let Some(cassandra) = cassandra {
+            self.tasks.spawn(skew::watch(Arc::clone(cassandra), self.stop.clone()));
+        }
         if roles.speed {
             let deps = lamina_speed::Deps {
                 log: Arc::clone(log),
@@ -204,7 +218,10 @@ impl Node {
             clock,
             metrics,
         };
-        let serving = lamina_serving::Config { partitions: config.partitions, ..lamina_serving::Config::default() };
+        let freshness =
+            lamina_serving::FreshnessLimits { ttl: config.speed.ttl, ..lamina_serving::FreshnessLimits::default() };
+        let partitions = config.partitions;
+        let serving = lamina_serving::Config { partitions, freshness, ..lamina_serving::Config::default() };
         // every role answers health and metrics; only serving answers queries
         let app = if roles.serving {
             lamina_serving::router(deps, &serving)

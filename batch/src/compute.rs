@@ -1,9 +1,13 @@
 //! The work of a run between opening and publishing: passes over event time, files in groups, chunks out.
 
-use std::{collections::HashSet, ops::Range, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    ops::Range,
+    sync::Arc,
+};
 
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
-use lamina_core::{Epoch, Micros, Offset, Partition, Store, store::period};
+use lamina_core::{Counts, Epoch, Micros, Offset, Partition, Store, store::period};
 use lamina_metric::Metric;
 use object_store::ObjectStore;
 
@@ -12,7 +16,7 @@ use crate::{
     compare::{Changes, compare},
     context::Engine,
     files::{self, Fetched},
-    fold,
+    fold::{self, Fates},
     open::Target,
     plan::{self, File},
     rollup::Rollup,
@@ -51,7 +55,12 @@ pub(crate) struct Done {
     pub(crate) files: u64,
     pub(crate) chunks: u64,
     pub(crate) expired: u64,
-    pub(crate) rejected: u64,
+    /// What became of accepted events.
+    pub(crate) fates: Fates,
+    /// What became of the other offsets.
+    pub(crate) others: Counts,
+    /// Of the events folded, those that the finest rollup of the full view leaves out as past retention.
+    pub(crate) expired_events: u64,
     /// Largest event time of all epochs given.
     pub(crate) through: Option<Micros>,
     /// What the log had lost of them.
@@ -59,14 +68,36 @@ pub(crate) struct Done {
     pub(crate) changes: Changes,
 }
 
+impl Done {
+    /// How many offsets of the epochs read had which fate; together they are all of them.
+    pub(crate) fn by_fate(&self) -> BTreeMap<&'static str, u64> {
+        BTreeMap::from([
+            ("folded", self.fates.folded.saturating_sub(self.expired_events)),
+            ("filtered", self.fates.filtered),
+            ("dead_lettered", self.others.dead + self.fates.rejected),
+            ("duplicate", self.others.duplicates),
+            ("expired", self.expired_events),
+            ("without_record", self.others.absent),
+        ])
+    }
+}
+
 impl Work {
     /// Reads every epoch that some view does not cover yet or rebuilds, and writes or compares what changes.
     pub(crate) async fn run(self) -> Result<Done, BatchError> {
+        // An epoch without records has no file to read.
+        let empty = self.epochs.iter().filter_map(|(_, epoch)| epoch.archive.as_ref()).map(|archive| archive.counts);
+        let absent = empty.filter(|counts| counts.records() == 0).map(|counts| counts.absent).sum();
         let times = self.epochs.iter().filter_map(|(_, epoch)| epoch.archive.as_ref()?.event_time);
         let extent = times.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
         let lost = self.epochs.iter().filter_map(|(partition, epoch)| Some((*partition, epoch.lost?)));
         let lost = lost.map(|(partition, (from, to))| (partition, from..to)).collect();
-        let mut done = Done { through: extent.map(|(_, last)| last), lost, ..Done::default() };
+        let mut done = Done {
+            through: extent.map(|(_, last)| last),
+            lost,
+            others: Counts { absent, ..Counts::default() },
+            ..Done::default()
+        };
         let files = self.needed();
         let passes = plan::passes(&files, period(self.metric.grain), self.budget());
         let shares: Vec<Vec<File>> = (0..passes.len()).map(|at| share(&files, &passes, at)).collect();
@@ -88,6 +119,7 @@ impl Work {
             }
         }
         done.expired = rollups.iter().flatten().map(|rollup| rollup.expired).sum();
+        done.expired_events = rollups.first().and_then(|full| full.first()).map_or(0, |finest| finest.expired);
         done.files = seen.len() as u64;
         let expected = files.iter().map(|file| file.archive.counts.records()).sum();
         if done.rows != expected {
@@ -122,15 +154,15 @@ impl Work {
         seen: &mut HashSet<(Partition, u64)>,
         done: &mut Done,
     ) -> Result<(), BatchError> {
-        let new: u64 = files
-            .iter()
-            .filter(|file| seen.insert((file.partition, file.epoch)))
-            .map(|file| file.archive.counts.records())
-            .sum();
+        // Several passes may read the same file: it counts once.
+        let unseen = |file: &&File| seen.insert((file.partition, file.epoch));
+        let new: Vec<((Partition, Offset), Counts)> =
+            files.iter().filter(unseen).map(|file| ((file.partition, file.epoch), file.archive.counts)).collect();
+        let rows = new.iter().map(|(_, counts)| counts.records()).sum();
         let count = files.len() as u64;
         let fetches: Vec<_> = files.into_iter().map(|file| files::fetch(&self.archive, file).boxed()).collect();
         let fetched: Vec<Fetched> = stream::iter(fetches).buffered(FETCHED_TOGETHER).try_collect().await?;
-        let (parts, rejected) = fold::fold(&self.engine.query(), &self.metric, fetched).await?;
+        let (parts, fates) = fold::fold(&self.engine.query(), &self.metric, fetched).await?;
         for groups in &parts {
             for (target, rollups) in self.targets.iter().zip(rollups.iter_mut()) {
                 let series = cap::series_of(groups, &target.view)
@@ -141,9 +173,16 @@ impl Work {
                 }
             }
         }
-        done.rows += new;
-        done.rejected += rejected;
-        self.meter.advance(count, new);
+        for (file, counts) in new {
+            done.others.add(Counts { accepted: 0, ..counts });
+            if let Some(Fates { folded, filtered, rejected }) = fates.get(&file) {
+                done.fates.folded += folded;
+                done.fates.filtered += filtered;
+                done.fates.rejected += rejected;
+            }
+        }
+        done.rows += rows;
+        self.meter.advance(count, rows);
         Ok(())
     }
 

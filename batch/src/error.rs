@@ -40,6 +40,10 @@ pub enum BatchError {
     NoArchive { partition: Partition, start: Offset, end: Offset },
     #[error("epoch {start}..{end} of partition {partition} accounts for {found} offsets")]
     NotConserved { partition: Partition, start: Offset, end: Offset, found: u64 },
+    #[error(
+        "the states of the run hold {found} events where {expected} were folded: events got lost or were counted twice"
+    )]
+    NotFolded { expected: u64, found: u64 },
     #[error("aggregation failed")]
     Compute(#[from] datafusion::error::DataFusionError),
     #[error("events of the archive do not fit the metric")]
@@ -80,6 +84,19 @@ impl BatchError {
 
     pub(crate) fn chunk(what: impl Into<String>, cause: ChunkError) -> Self {
         Self::Chunk { what: what.into(), cause }
+    }
+
+    /// Whether offsets, records or events do not add up: conservation does not hold.
+    pub(crate) fn is_violation(&self) -> bool {
+        matches!(
+            self,
+            Self::Mismatch { .. }
+                | Self::Incomplete { .. }
+                | Self::Hole { .. }
+                | Self::NoArchive { .. }
+                | Self::NotConserved { .. }
+                | Self::NotFolded { .. }
+        )
     }
 
     /// Whether trying again may help.

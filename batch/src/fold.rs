@@ -4,9 +4,9 @@
 //! A file is one epoch and lies whole in one of DataFusion's partitions, so each partition's aggregation is final by
 //! itself and nothing is shuffled.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use arrow::{
@@ -59,19 +59,33 @@ impl Groups {
     }
 }
 
-/// Folds files, and counts the events on which the metric's expressions fail. Fails if a file does not hold what the
-/// ledger says.
+/// What became of the accepted events of files, by (partition, start of the epoch).
+pub(crate) type FatesByFile = HashMap<(Partition, Offset), Fates>;
+
+/// What became of accepted events in a metric: each has one of three fates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Fates {
+    /// Went into states.
+    pub(crate) folded: u64,
+    /// Were left out by `where`.
+    pub(crate) filtered: u64,
+    /// Do not decode under the source's present definition, or an expression of the metric fails on them.
+    pub(crate) rejected: u64,
+}
+
+/// Folds files, and says what became of their accepted events. Fails if a file does not hold what the ledger says, or if
+/// the states do not hold what was folded.
 pub(crate) async fn fold(
     context: &Arc<TaskContext>,
     metric: &Arc<Metric>,
     files: Vec<Fetched>,
-) -> Result<(Vec<Groups>, u64), BatchError> {
-    let rejected = Arc::new(AtomicU64::new(0));
+) -> Result<(Vec<Groups>, FatesByFile), BatchError> {
+    let fates = Arc::new(Mutex::new(FatesByFile::new()));
     let schema = schema(metric);
     let partitions = share_out(files, context.session_config().target_partitions());
     let partitions = partitions.into_iter().map(|files| {
-        let (metric, schema, rejected) = (Arc::clone(metric), SchemaRef::clone(&schema), Arc::clone(&rejected));
-        Arc::new(Files { metric, schema, files: Mutex::new(files), rejected }) as Arc<dyn PartitionStream>
+        let (metric, schema, fates) = (Arc::clone(metric), SchemaRef::clone(&schema), Arc::clone(&fates));
+        Arc::new(Files { metric, schema, files: Mutex::new(files), fates }) as Arc<dyn PartitionStream>
     });
     let partitions: Vec<_> = partitions.collect();
     let count = partitions.len();
@@ -89,7 +103,13 @@ pub(crate) async fn fold(
     while let Some(done) = tasks.join_next().await {
         all.push(done.map_err(stopped)??);
     }
-    Ok((all, rejected.load(Ordering::Relaxed)))
+    let fates = std::mem::take(&mut *fates.lock().unwrap_or_else(PoisonError::into_inner));
+    let expected = fates.values().map(|fates| fates.folded).sum();
+    let found = all.iter().flat_map(|groups| (0..groups.len()).map(|row| groups.states.count(row))).sum();
+    if expected != found {
+        return Err(BatchError::NotFolded { expected, found });
+    }
+    Ok((all, fates))
 }
 
 /// Our own error back out of DataFusion's.
@@ -210,7 +230,7 @@ struct Files {
     metric: Arc<Metric>,
     schema: SchemaRef,
     files: Mutex<Vec<Fetched>>,
-    rejected: Arc<AtomicU64>,
+    fates: Arc<Mutex<FatesByFile>>,
 }
 
 impl std::fmt::Debug for Files {
@@ -227,10 +247,10 @@ impl PartitionStream for Files {
     fn execute(&self, context: Arc<TaskContext>) -> SendableRecordBatchStream {
         let together = context.session_config().batch_size();
         let files = std::mem::take(&mut *self.files.lock().unwrap_or_else(PoisonError::into_inner));
-        let shared = (Arc::clone(&self.metric), SchemaRef::clone(&self.schema), Arc::clone(&self.rejected));
+        let shared = (Arc::clone(&self.metric), SchemaRef::clone(&self.schema), Arc::clone(&self.fates));
         let rows = stream::iter(files).then(move |fetched| {
-            let (metric, schema, rejected) = shared.clone();
-            async move { prepared(metric, schema, rejected, fetched, together) }
+            let (metric, schema, fates) = shared.clone();
+            async move { prepared(metric, schema, fates, fetched, together) }
         });
         let rows = rows.try_flatten().map_err(|error| DataFusionError::External(Box::new(error)));
         Box::pin(RecordBatchStreamAdapter::new(SchemaRef::clone(&self.schema), rows))
@@ -241,25 +261,32 @@ impl PartitionStream for Files {
 fn prepared(
     metric: Arc<Metric>,
     schema: SchemaRef,
-    rejected: Arc<AtomicU64>,
+    fates: Arc<Mutex<FatesByFile>>,
     fetched: Fetched,
     together: usize,
 ) -> Result<impl futures::Stream<Item = Result<RecordBatch, BatchError>>, BatchError> {
-    let epoch = fetched.file.epoch;
+    let (epoch, key, accepted) =
+        (fetched.file.epoch, (fetched.file.partition, fetched.file.epoch), fetched.file.archive.counts.accepted);
     let events = Events::open(&metric, fetched, together)?;
-    Ok(stream::try_unfold(events, move |mut events| {
-        let (metric, schema, rejected) = (Arc::clone(&metric), SchemaRef::clone(&schema), Arc::clone(&rejected));
+    Ok(stream::try_unfold((events, Fates::default()), move |(mut events, mut sum)| {
+        let (metric, schema, fates) = (Arc::clone(&metric), SchemaRef::clone(&schema), Arc::clone(&fates));
         async move {
             // Between batches the run can be stopped, and others get their turn.
             tokio::task::yield_now().await;
-            let Some(batch) = events.next()? else { return Ok(None) };
+            let Some(batch) = events.next()? else {
+                // The file holds what the ledger says; what is neither folded nor filtered was rejected.
+                sum.rejected = accepted.saturating_sub(sum.folded + sum.filtered);
+                fates.lock().unwrap_or_else(PoisonError::into_inner).insert(key, sum);
+                return Ok(None);
+            };
             let prepared = metric.prepare(&batch)?;
-            rejected.fetch_add(prepared.rejected.len() as u64, Ordering::Relaxed);
+            sum.folded += prepared.rows.num_rows() as u64;
+            sum.filtered += prepared.filtered;
             let epochs: ArrayRef = Arc::new(UInt64Array::from_value(epoch, prepared.rows.num_rows()));
             let columns = prepared.rows.columns().iter().cloned().chain([epochs]).collect();
             let rows =
                 RecordBatch::try_new(schema, columns).map_err(|cause| BatchError::undecodable(events.path(), cause))?;
-            Ok(Some((rows, events)))
+            Ok(Some((rows, (events, sum))))
         }
     }))
 }

@@ -39,7 +39,6 @@ pub use error::BatchError;
 pub use meter::Meter;
 pub use run::{Batch, Outcome, Wanted};
 pub use schedule::Schedule;
-pub use telemetry::describe_metrics;
 
 /// How batch runs.
 #[derive(Clone, Debug)]
@@ -83,6 +82,7 @@ pub struct Deps {
 /// # Errors
 /// If batch's own runtime cannot start. Failures of jobs are the jobs'.
 pub async fn run(deps: Deps, config: Config, stop: CancellationToken) -> Result<(), BatchError> {
+    telemetry::describe_metrics();
     let (lease, schedule, retries) = (config.lease, config.schedule.clone(), config.retries);
     let batch = Batch::new(deps, &config)?;
     leader::stand(&batch, lease, &schedule, retries, &stop).await;

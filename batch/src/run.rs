@@ -1,6 +1,6 @@
 //! One run over one metric: all its views in one go, up to the same sealed cut.
 
-use std::{ops::Range, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, ops::Range, sync::Arc, time::Instant};
 
 use lamina_core::{Cut, Micros, Opened, Scope, ViewState, generation::load_view, log::LogError, snapshot::no_later};
 use lamina_metric::Metric;
@@ -47,25 +47,21 @@ pub enum Outcome {
         chunks: u64,
         expired: u64,
         rejected: u64,
+        /// Offsets of the epochs read, by what became of them.
+        fates: BTreeMap<&'static str, u64>,
     },
     /// Nothing was written.
-    DryRun {
-        rows: u64,
-        buckets: u64,
-        series: u64,
-        chunks: u64,
-        changed: Vec<Value>,
-    },
+    DryRun { rows: u64, buckets: u64, series: u64, chunks: u64, changed: Vec<Value> },
 }
 
 impl Outcome {
     pub fn to_json(&self) -> Value {
         match self {
             Self::Unchanged => json!({"outcome": "unchanged"}),
-            Self::Published { generation, cut, rows, files, chunks, expired, rejected } => {
+            Self::Published { generation, cut, rows, files, chunks, expired, rejected, fates } => {
                 let cut: Value = cut.iter().map(|(partition, at)| (partition.to_string(), Value::from(at))).collect();
                 json!({"outcome": "published", "generation": generation, "cut": cut, "rows": rows, "files": files,
-                    "chunks": chunks, "expired": expired, "rejected": rejected})
+                    "chunks": chunks, "expired": expired, "rejected": rejected, "fates": fates})
             }
             Self::DryRun { rows, buckets, series, chunks, changed } => {
                 json!({"outcome": "dry_run", "rows": rows, "buckets": buckets, "series": series, "chunks": chunks,
@@ -112,6 +108,9 @@ impl Batch {
             Err(_) => "failed",
         };
         telemetry::ran(&metric.name, outcome, began.elapsed());
+        if result.as_ref().is_err_and(BatchError::is_violation) {
+            telemetry::violated(&metric.name);
+        }
         result
     }
 
@@ -213,7 +212,7 @@ impl Batch {
             () = cancel.cancelled() => return Err(BatchError::Cancelled),
             done = self.engine.run(work.run()) => done?,
         };
-        telemetry::read(&metric.name, done.rows, done.rejected);
+        telemetry::read(&metric.name, &done);
         Ok(done)
     }
 
@@ -233,8 +232,9 @@ impl Batch {
         let Opened { generation, cut, .. } = full.opened.clone();
         let covered = cut.iter().map(|(_, at)| at).sum();
         telemetry::published(&metric.name, generation, covered, self.deps.clock.now());
-        let &Done { rows, files, chunks, expired, rejected, .. } = done;
-        Ok(Outcome::Published { generation, cut, rows, files, chunks, expired, rejected })
+        let &Done { rows, files, chunks, expired, .. } = done;
+        let (rejected, fates) = (done.fates.rejected, done.by_fate());
+        Ok(Outcome::Published { generation, cut, rows, files, chunks, expired, rejected, fates })
     }
 
     /// What is open stays open if this fails too: the next run inherits it, at the cost of its work only.

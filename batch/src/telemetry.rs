@@ -3,13 +3,17 @@
 use std::time::Duration;
 
 use lamina_core::Micros;
-use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+
+use crate::compute::Done;
 
 const RUNS: &str = "lamina_batch_runs_total";
 const ROWS: &str = "lamina_batch_rows_total";
 const CHUNKS: &str = "lamina_batch_chunks_total";
 const EXPIRED: &str = "lamina_batch_expired_total";
 const REJECTED: &str = "lamina_batch_rejected_total";
+const EVENTS: &str = "lamina_batch_events_total";
+const VIOLATIONS: &str = "lamina_batch_conservation_violations_total";
 const SECONDS: &str = "lamina_batch_run_seconds";
 const GENERATION: &str = "lamina_batch_generation";
 const COVERED: &str = "lamina_batch_covered_records";
@@ -17,20 +21,35 @@ const PUBLISHED: &str = "lamina_batch_published_seconds";
 const LEADER: &str = "lamina_batch_leader";
 
 /// Describes batch's metrics to the recorder that is installed.
-pub fn describe_metrics() {
+pub(crate) fn describe_metrics() {
     describe_counter!(
         RUNS,
+        Unit::Count,
         "Runs of one metric by outcome: published, unchanged, failed, cancelled, taken_over, dry_run"
     );
-    describe_counter!(ROWS, "Archive rows read and verified");
-    describe_counter!(CHUNKS, "Batch chunks written");
-    describe_counter!(EXPIRED, "Events left out of a rollup because their buckets are past retention");
-    describe_counter!(REJECTED, "Events left out because the metric's expressions fail on them");
-    describe_histogram!(SECONDS, "Seconds that a run of one metric took");
-    describe_gauge!(GENERATION, "Published generation of a metric's full view");
-    describe_gauge!(COVERED, "Log offsets covered by a metric's published generation, over all partitions");
-    describe_gauge!(PUBLISHED, "Unix time of a metric's last publication");
-    describe_gauge!(LEADER, "1 while this process leads batch");
+    describe_counter!(ROWS, Unit::Count, "Archive rows read and verified");
+    describe_counter!(CHUNKS, Unit::Count, "Batch chunks written");
+    describe_counter!(EXPIRED, Unit::Count, "Events left out of a rollup because their buckets are past retention");
+    describe_counter!(REJECTED, Unit::Count, "Events left out because the metric's expressions fail on them");
+    describe_counter!(
+        EVENTS,
+        Unit::Count,
+        "Offsets of the epochs read, by metric and fate: folded, filtered, dead_lettered, duplicate, expired, without_record"
+    );
+    describe_counter!(
+        VIOLATIONS,
+        Unit::Count,
+        "Runs that failed because offsets, archive rows or events did not add up; 0 is right"
+    );
+    describe_histogram!(SECONDS, Unit::Seconds, "Seconds that a run of one metric took");
+    describe_gauge!(GENERATION, Unit::Count, "Published generation of a metric's full view");
+    describe_gauge!(
+        COVERED,
+        Unit::Count,
+        "Log offsets covered by a metric's published generation, over all partitions"
+    );
+    describe_gauge!(PUBLISHED, Unit::Seconds, "Unix time of a metric's last publication");
+    describe_gauge!(LEADER, Unit::Count, "1 while this process leads batch");
 }
 
 pub(crate) fn ran(metric: &str, outcome: &'static str, took: Duration) {
@@ -38,9 +57,18 @@ pub(crate) fn ran(metric: &str, outcome: &'static str, took: Duration) {
     histogram!(SECONDS, "metric" => metric.to_owned()).record(took.as_secs_f64());
 }
 
-pub(crate) fn read(metric: &str, rows: u64, rejected: u64) {
-    counter!(ROWS, "metric" => metric.to_owned()).increment(rows);
-    counter!(REJECTED, "metric" => metric.to_owned()).increment(rejected);
+/// Counts what a run read and what became of it.
+pub(crate) fn read(metric: &str, done: &Done) {
+    counter!(ROWS, "metric" => metric.to_owned()).increment(done.rows);
+    counter!(REJECTED, "metric" => metric.to_owned()).increment(done.fates.rejected);
+    for (fate, count) in done.by_fate() {
+        counter!(EVENTS, "metric" => metric.to_owned(), "fate" => fate).increment(count);
+    }
+}
+
+/// Counts a run that failed because something did not add up.
+pub(crate) fn violated(metric: &str) {
+    counter!(VIOLATIONS, "metric" => metric.to_owned()).increment(1);
 }
 
 pub(crate) fn wrote(metric: &str, chunks: u64, expired: u64) {

@@ -240,3 +240,40 @@ impl Ledger {
         Some(Self { version: self.version + 1, epochs })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_whose_offsets_are_not_all_accounted_for_is_not_sealed() {
+        let epoch = |start| Epoch {
+            id: EpochId::new(),
+            start,
+            end: None,
+            opened_at: 0,
+            revision: 1,
+            dedup_clock: 0,
+            alive_until: 0,
+            archive: None,
+            lost: None,
+        };
+        let ledger = Ledger { version: 1, epochs: vec![epoch(10)] };
+        let id = ledger.epochs[0].id;
+        let seal = |counts| {
+            let archive = Archive { path: String::new(), bytes: 0, checksum: 0, counts, event_time: None };
+            ledger.seal(id, 20, archive, epoch(20), 0)
+        };
+        let whole = Counts { accepted: 6, dead: 1, duplicates: 1, absent: 2 };
+        assert!(seal(whole).is_ok());
+        for counts in [
+            Counts { accepted: 5, ..whole },
+            Counts { dead: 2, ..whole },
+            Counts { duplicates: 0, ..whole },
+            Counts { absent: 3, ..whole },
+        ] {
+            let found = counts.offsets();
+            assert_eq!(seal(counts), Err(LedgerError::NotConserved { id, expected: 10, found }));
+        }
+    }
+}

@@ -88,6 +88,8 @@ pub struct Request<'a> {
     pub periods: Range<Micros>,
     /// Of batch these series only, each with its shard; `None` is all series of the shards.
     pub series: Option<&'a [(Shard, Bytes)]>,
+    /// The time by which it is judged what may have expired; [`Micros::MIN`] takes everything for alive.
+    pub now: Micros,
 }
 
 /// A speed chunk with what decides whether it counts.
@@ -190,7 +192,7 @@ where
     });
     let ledgers: Reads<'_, _> = ledgers.collect();
     let taken = stream::iter(ledgers).buffer_unordered(PARALLEL).try_collect().await?;
-    Ok(Snapshot { published: state.published, since: request.since, taken })
+    Ok(Snapshot { now: request.now, published: state.published, since: request.since, taken })
 }
 
 /// The mark of a ledger's open epoch.

@@ -29,6 +29,8 @@ pub struct Taken {
 /// One reader's view of what counts.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
+    /// When it was taken: epochs that may have expired by then are not read.
+    pub now: Micros,
     pub published: Published,
     /// The revision of the definitions since which the view counts epochs.
     pub since: u64,
@@ -108,7 +110,8 @@ impl Snapshot {
     fn counted<'a>(&'a self, partition: Partition, taken: &'a Taken) -> impl Iterator<Item = Wanted> + 'a {
         let uncovered = move |epoch: &&Epoch| self.counts(partition, epoch.start, &self.published.cut);
         let active = |epoch: &&Epoch| epoch.revision >= self.since;
-        taken.ledger.epochs.iter().filter(uncovered).filter(active).filter_map(move |epoch| {
+        let alive = |epoch: &&Epoch| !self.is_expired(epoch);
+        taken.ledger.epochs.iter().filter(uncovered).filter(active).filter(alive).filter_map(move |epoch| {
             let part = match (epoch.end, &taken.mark) {
                 (Some(end), _) => WantedPart::Whole(end),
                 (None, Some(mark)) => WantedPart::Deltas(mark.clone()),
@@ -117,6 +120,12 @@ impl Snapshot {
             let slot = store::slot(epoch.opened_at);
             Some(Wanted { partition, epoch: epoch.id, slot, start: epoch.start, part })
         })
+    }
+
+    /// Whether some chunk of the epoch may be gone. Then none of them is read: what is left of an epoch would be folded in
+    /// one answer and not in the next.
+    fn is_expired(&self, epoch: &Epoch) -> bool {
+        epoch.alive_until < self.now
     }
 
     /// Whether a batch chunk with this cut fits the ledgers taken.
@@ -170,8 +179,8 @@ impl Snapshot {
         self.taken.values().map(|taken| sealed(taken).max(open(taken))).max().flatten().max(self.published.through)
     }
 
-    /// What the answer lacks, judged at `now`.
-    pub fn missing(&self, now: Micros) -> Vec<Missing> {
+    /// What the answer lacks.
+    pub fn missing(&self) -> Vec<Missing> {
         let mut missing = Vec::new();
         for (&partition, taken) in &self.taken {
             let cut = self.published.cut.at(partition);
@@ -184,7 +193,8 @@ impl Snapshot {
                 let mut because = |why| missing.push(Missing { partition, from: epoch.start, to, why });
                 if epoch.revision < self.since && to > epoch.start {
                     because(MissingBecause::NotBuilt);
-                } else if epoch.alive_until < now && to > epoch.start {
+                } else if self.is_expired(epoch) && to > epoch.start {
+                    // An open epoch whose mark is gone too ends where it starts: the answer's positions say so.
                     because(MissingBecause::Expired);
                 }
             }

@@ -41,6 +41,8 @@ pub struct FreshnessLimits {
     pub stalled: Duration,
     /// How much of the log's retention must be left before the oldest unread record goes, from 0 to 1.
     pub retention_warn: f64,
+    /// How long speed chunks live: what batch has not covered for half of it is a warning.
+    pub ttl: Duration,
 }
 
 impl Default for Config {
@@ -70,6 +72,7 @@ impl Default for FreshnessLimits {
             lag_breach: Duration::from_secs(60),
             stalled: Duration::from_secs(30),
             retention_warn: 0.25,
+            ttl: Duration::from_secs(3 * 86_400),
         }
     }
 }

@@ -109,6 +109,12 @@ pub(crate) fn read_rows(
     Ok(rows.map(move |rows| rows?.with_schema(Arc::clone(&schema))))
 }
 
+/// How many rows a file holds, as its footer says.
+pub(crate) fn rows(file: &Bytes) -> Result<u64, ParquetError> {
+    let file = ParquetRecordBatchReaderBuilder::try_new(file.clone())?;
+    Ok(u64::try_from(file.metadata().file_metadata().num_rows()).unwrap_or(0))
+}
+
 /// Why a file is not (known to be) durable, or not usable.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FileError {

@@ -1,8 +1,9 @@
-//! Care for sealed epochs that batch does not cover yet: touch them at half of their life, rebuild them past it.
+//! Care for epochs that batch does not cover yet: touch them at half of their life, rebuild them past it.
 //!
 //! A touch writes the same bytes again under the same stamp, which only renews their time to live, and moves
 //! `alive_until` once all of them are acknowledged. Past `alive_until` nothing is touched: a late write may lose to a
-//! tombstone for ever. Then the epoch is folded again, from its archive file, under a new id.
+//! tombstone for ever. Then the epoch is folded again under a new id: from its archive file, or, while it is open, from the
+//! log by taking the partition over anew.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -14,7 +15,7 @@ use lamina_core::{
     writer::{Resolved, stamps},
 };
 use lamina_metric::{Catalog, Source, accepted_events};
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use crate::{
     archive_file::{self, FileError},
@@ -51,16 +52,8 @@ type Cuts = HashMap<ViewId, u64>;
 impl Hold {
     /// One round of care; true if more is to be done soon.
     pub(crate) async fn care(&mut self) -> Result<bool, Interrupt> {
-        let (now, half) = (self.place.deps.clock.now(), self.place.config.life() / 2);
-        if self.is_empty() && now > self.writer.epoch().alive_until - half {
-            // Nothing was folded for long: what comes must not be born old.
-            return Err(Interrupt::Again("the open epoch is empty and old".to_owned()));
-        }
-        let old: Vec<Epoch> = self.ledger.sealed().filter(|epoch| now > epoch.alive_until - half).cloned().collect();
-        if old.is_empty() {
-            return Ok(false);
-        }
-        match self.care_for(old).await {
+        self.care_for_open().await?;
+        match self.care_for_sealed().await {
             Ok(Some((change, more))) => self.apply(change).await.map(|()| more),
             Ok(None) => Ok(false),
             Err(error) => {
@@ -70,23 +63,82 @@ impl Hold {
         }
     }
 
+    /// The open epoch grows old only while it cannot be sealed, or while nothing comes.
+    async fn care_for_open(&mut self) -> Result<(), Interrupt> {
+        let (now, half) = (self.place.deps.clock.now(), self.place.config.life() / 2);
+        let Some(open) = self.ledger.open().filter(|open| now > open.alive_until - half).cloned() else {
+            return Ok(());
+        };
+        if self.is_empty() {
+            // Nothing was folded for long: what comes must not be born old.
+            return Err(Interrupt::Again("the open epoch is empty and old".to_owned()));
+        }
+        warn!(place = %self.place, epoch = %open.id, "the open epoch is not sealed for half of its chunks' time to live");
+        if now >= open.alive_until {
+            return Err(Interrupt::Again("the open epoch outlived its chunks".to_owned()));
+        }
+        match self.touch_open(&open).await {
+            Ok(Some(change)) => self.apply(change).await,
+            Ok(None) => Err(Interrupt::Again("chunks of the open epoch are gone before their time".to_owned())),
+            Err(error) => {
+                error!(place = %self.place, error = %chain(&error), "cannot touch the open epoch; trying again");
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes an open epoch's mark and delta chunks again as they are; `None` if some are gone.
+    async fn touch_open(&self, open: &Epoch) -> Result<Option<Change>, CareError> {
+        let (store, ttl, written_at) =
+            (&self.place.deps.store, self.place.config.ttl_seconds(), self.place.deps.clock.now());
+        let Some(mark) = store.mark(&self.log, self.place.partition, open.id).await? else { return Ok(None) };
+        let (slot, stamp) = (store::slot(open.opened_at), Stamp { at: stamps(open.opened_at, mark.number).0, ttl });
+        for ((view, shard), &upto) in &mark.sequences {
+            let deltas = store.deltas(view, *shard, slot, open.id, 0..upto).await?;
+            if (deltas.len() as u64) < upto {
+                return Ok(None);
+            }
+            let key = |number| SpeedKey {
+                view: view.clone(),
+                shard: *shard,
+                slot,
+                epoch: open.id,
+                part: Part::Delta(number),
+            };
+            let chunks: Vec<_> = deltas.into_iter().map(|(number, bytes)| (key(number), bytes)).collect();
+            self.place.put_chunks(&chunks, stamp).await?;
+        }
+        store.put_mark(&self.log, self.place.partition, open.id, &mark, stamp).await?;
+        if self.place.deps.clock.now() >= open.alive_until {
+            return Err(CareError::TooLate);
+        }
+        self.place.instruments.touched(1);
+        Ok(Some(self.ledger.touched(&[open.id], self.place.config.alive_until(written_at))))
+    }
+
     /// Touches epochs, or rebuilds one; gives the change of the ledger that follows, and whether more remains.
-    async fn care_for(&self, old: Vec<Epoch>) -> Result<Option<(Change, bool)>, CareError> {
+    async fn care_for_sealed(&self) -> Result<Option<(Change, bool)>, CareError> {
+        let (written_at, life) = (self.place.deps.clock.now(), self.place.config.life());
         let cuts = self.cuts().await?;
-        let kept = old.iter().map(|epoch| (epoch, self.shards_to_keep(epoch, &cuts)));
+        let kept = self.ledger.sealed().map(|epoch| (epoch, self.shards_to_keep(epoch, &cuts)));
         let uncovered: Vec<_> = kept.filter(|(_, shards)| !shards.is_empty()).collect();
-        let written_at = self.place.deps.clock.now();
+        let open = self.ledger.open().filter(|_| !self.is_empty());
+        let alive_until = uncovered.iter().map(|(epoch, _)| *epoch).chain(open).map(|epoch| epoch.alive_until).min();
+        self.place.instruments.headroom(alive_until.map_or(life, |until| until - written_at));
+        let is_old = |epoch: &Epoch| written_at > epoch.alive_until - life / 2;
+        let old: Vec<_> = uncovered.into_iter().filter(|(epoch, _)| is_old(epoch)).collect();
+        // Those that still live first: the others can wait, they are gone already.
+        let (alive, mut gone): (Vec<_>, Vec<_>) =
+            old.iter().partition(|(epoch, _)| self.place.deps.clock.now() < epoch.alive_until);
         let mut touched = Vec::new();
-        for (epoch, shards) in uncovered.iter().take(TOUCHES) {
-            let alive = self.place.deps.clock.now() < epoch.alive_until;
-            if alive && matches!(self.touch(epoch, shards).await?, Touch::Done) {
-                touched.push(epoch);
-                continue;
+        for kept in alive.into_iter().take(TOUCHES) {
+            match self.touch(kept.0, &kept.1).await? {
+                Touch::Done => touched.push(kept.0),
+                Touch::Incomplete => gone.push(kept),
             }
-            if touched.is_empty() {
-                return self.rebuild(epoch).await.map(|change| Some((change, true)));
-            }
-            break;
+        }
+        if let (true, Some((epoch, _))) = (touched.is_empty(), gone.first()) {
+            return self.rebuild(epoch).await.map(|change| Some((change, true)));
         }
         let now = self.place.deps.clock.now();
         if touched.iter().any(|epoch| now >= epoch.alive_until) {
@@ -95,10 +147,11 @@ impl Hold {
         if touched.is_empty() {
             return Ok(None);
         }
+        warn!(place = %self.place, epochs = touched.len(), "batch covers nothing for half of the chunks' time to live: touched");
         self.place.instruments.touched(touched.len() as u64);
         let ids: Vec<EpochId> = touched.iter().map(|epoch| epoch.id).collect();
         let change = self.ledger.touched(&ids, self.place.config.alive_until(written_at));
-        Ok(Some((change, uncovered.len() > touched.len())))
+        Ok(Some((change, old.len() > touched.len())))
     }
 
     async fn cuts(&self) -> Result<Cuts, StoreError> {
@@ -170,7 +223,7 @@ impl Hold {
         self.place.put_chunks(&chunks, Stamp { at: chunk_stamp, ttl }).await?;
         store.put_mark(&self.log, self.place.partition, id, &mark, Stamp { at: mark_stamp, ttl }).await?;
         self.place.instruments.repaired();
-        info!(place = %self.place, start = epoch.start, old = %epoch.id, new = %id, "epoch rebuilt from its archive file");
+        warn!(place = %self.place, start = epoch.start, old = %epoch.id, new = %id, "epoch rebuilt from its archive file");
         let change = self.ledger.repair(epoch.id, id, opened_at, config.alive_until(opened_at));
         change.map_err(|error| StoreError::Refused(error.to_string()).into())
     }

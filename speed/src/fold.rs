@@ -20,10 +20,11 @@ use lamina_core::{Counts, Epoch, Micros, Offset, Partition, log::Record, snapsho
 use lamina_metric::{Catalog, Decoded, Outcome, Source, archive, archive_schema};
 
 use crate::{
-    archive_file::ArchiveFile,
+    archive_file::{self, ArchiveFile},
     dead_letters::DeadLetter,
     dedup::Dedup,
-    views::{Encoded, FoldError, Views},
+    instruments,
+    views::{Encoded, FoldError, Views, conserved},
 };
 
 /// The fold of one epoch of one partition.
@@ -192,9 +193,12 @@ impl EpochFold {
         self.file.append(&rows)?;
         let events = self.count(records, &decoded, &duplicates)?;
         self.note_times(records, &events);
-        for rejected in self.views.fold(&events)? {
-            if let Ok(at) = records.binary_search_by_key(&rejected.offset, |record| record.offset) {
-                self.set_aside(&records[at], Some(rejected.metric), rejected.reason);
+        for fates in self.views.fold(&events)? {
+            instruments::fates(&fates);
+            for (offset, reason) in fates.rejected {
+                if let Ok(at) = records.binary_search_by_key(&offset, |record| record.offset) {
+                    self.set_aside(&records[at], Some(fates.metric.clone()), reason);
+                }
             }
         }
         Ok(())
@@ -278,6 +282,7 @@ impl EpochFold {
     pub(crate) fn whole(&mut self) -> Result<Whole, FoldError> {
         let chunks = self.views.whole()?;
         let file = self.file.finish()?;
+        conserved(|| "archive file".to_owned(), self.counts.records(), archive_file::rows(&file)?)?;
         Ok(Whole {
             chunks,
             checksum: crc32fast::hash(&file),

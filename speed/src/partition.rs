@@ -97,6 +97,13 @@ pub(crate) enum Interrupt {
     Ledger(#[source] LedgerError),
 }
 
+impl Interrupt {
+    /// Whether offsets or events do not add up.
+    fn is_violation(&self) -> bool {
+        matches!(self, Self::Fold(FoldError::NotConserved { .. }) | Self::Ledger(LedgerError::NotConserved { .. }))
+    }
+}
+
 impl From<LedgerError> for Interrupt {
     fn from(error: LedgerError) -> Self {
         match error {
@@ -132,6 +139,9 @@ pub(crate) async fn own(place: Arc<Place>, drain: CancellationToken, pause: Dura
                 FENCED_PAUSE
             }
             Interrupt::Fold(_) | Interrupt::Ledger(_) => {
+                if interrupt.is_violation() {
+                    place.instruments.violated();
+                }
                 error!(%place, error = %chain(&interrupt), "partition failed; its open epoch is rebuilt from the log");
                 backoff.next()
             }

@@ -73,9 +73,12 @@ impl fmt::Display for DurableFolder {
 #[async_trait]
 impl ObjectStore for DurableFolder {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
-        let put = self.files.put_opts(location, payload, opts).await?;
-        self.sync(location).await?;
-        Ok(put)
+        let put = self.files.put_opts(location, payload, opts).await;
+        // What stands there already may be our own, of an attempt that failed before it was synced.
+        if matches!(put, Ok(_) | Err(object_store::Error::AlreadyExists { .. })) {
+            self.sync(location).await?;
+        }
+        put
     }
 
     /// Uploads in parts are for readers' tools; the archive is written by [`ObjectStore::put_opts`].

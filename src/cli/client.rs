@@ -102,19 +102,6 @@ pub(super) struct Jobs {
     server: Server,
 }
 
-/// Recompute from the archive and compare; nothing is changed. Exits 1 on a difference.
-#[derive(clap::Args)]
-pub(super) struct Audit {
-    /// Metrics; none = all
-    metrics: Vec<String>,
-    #[arg(long)]
-    from: Option<String>,
-    #[arg(long)]
-    to: Option<String>,
-    #[command(flatten)]
-    server: Server,
-}
-
 impl Query {
     pub(super) async fn run(self) -> Done {
         let given = [
@@ -208,18 +195,6 @@ impl Jobs {
             jobs_table(answer["jobs"].as_array().map_or(&[][..], Vec::as_slice))
         });
         Ok(ExitCode::SUCCESS)
-    }
-}
-
-impl Audit {
-    pub(super) async fn run(self) -> Done {
-        let reason = "audit".to_owned();
-        let body = recompute_body(&self.metrics, self.from.as_ref(), self.to.as_ref(), true, Some(&reason));
-        let job = start_recompute(&self.server, &body).await?;
-        let done = wait_for(&self.server, &job).await?;
-        println!("{:#}", done["result"]);
-        let same = done["result"]["buckets"].as_u64() == Some(0);
-        Ok(if same { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
 

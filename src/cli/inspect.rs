@@ -28,7 +28,7 @@ enum What {
     Ledger { source: String },
     /// What batch has published of each view of a metric
     Views { metric: String },
-    /// Speed chunks that count, uncovered epochs only
+    /// Speed chunks that count, uncovered epochs only, those included that may have expired
     Speed { metric: String },
     /// Batch chunks
     Batch { metric: String },
@@ -228,6 +228,7 @@ fn request<'a>(
         width: metric.grain,
         periods: 0..0,
         series: None,
+        now: Micros::MIN,
     }
 }
 

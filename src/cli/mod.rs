@@ -1,7 +1,9 @@
 //! The command line. Results go to stdout, everything else to stderr.
 //!
-//! Exit codes: 0 done; 1 failed, or not valid; 2 wrong usage or configuration; 3 freshness breaches its target.
+//! Exit codes: 0 done; 1 failed, not valid, or an audit's difference; 2 wrong usage or configuration, or an audit that cannot
+//! tell; 3 freshness breaches its target.
 
+mod audit;
 mod client;
 mod definitions;
 mod demo;
@@ -39,7 +41,7 @@ enum Command {
     /// Decode what is stored, for people
     Inspect(inspect::Inspect),
     /// Recompute sampled buckets from the archive and compare
-    Audit(client::Audit),
+    Audit(audit::Audit),
     /// Query a metric
     Query(Box<client::Query>),
     /// How fresh metrics are; exits 3 on a breach

@@ -37,6 +37,9 @@ enum Role {
 pub(super) struct Migrate {
     #[command(flatten)]
     config: ConfigFile,
+    /// Change what writes of the keyspace wait for to what is configured; first stop every process and repair the keyspace
+    #[arg(long)]
+    change_write_consistency: bool,
 }
 
 impl Serve {
@@ -63,7 +66,12 @@ impl Migrate {
             return Ok(ExitCode::SUCCESS);
         };
         let settings = cassandra_config(raw).map_err(|error| Failure::from_error(2, &error))?;
-        cassandra::migrate(&settings).await.map_err(|error| Failure::from_error(1, &error))?;
+        let migrated = if self.change_write_consistency {
+            cassandra::change_write_consistency(&settings).await
+        } else {
+            cassandra::migrate(&settings).await
+        };
+        migrated.map_err(|error| Failure::from_error(1, &error))?;
         eprintln!("keyspace {} is up to date", settings.keyspace);
         Ok(ExitCode::SUCCESS)
     }

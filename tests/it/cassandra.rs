@@ -93,6 +93,65 @@ fn migrating_again_changes_nothing_and_a_missing_schema_is_named() {
     });
 }
 
+#[test]
+fn a_keyspace_is_written_in_one_mode_which_only_a_command_changes() {
+    use lamina::backends::cassandra::{WriteConsistency, change_write_consistency};
+
+    on_fresh_keyspace(|_, config| async move {
+        let each = CassandraConfig { write_consistency: WriteConsistency::EachQuorum, ..config.clone() };
+        let refused = CassandraStore::connect(each.clone()).await.err().unwrap().to_string();
+        assert!(refused.contains("is written at local_quorum") && refused.contains("each_quorum"), "{refused}");
+        let refused = migrate(&each).await.unwrap_err().to_string();
+        assert!(refused.contains("lamina migrate --change-write-consistency"), "{refused}");
+        migrate(&config).await.unwrap();
+
+        change_write_consistency(&each).await.unwrap();
+        let refused = CassandraStore::connect(config.clone()).await.err().unwrap().to_string();
+        assert!(refused.contains("is written at each_quorum"), "{refused}");
+        conformance::store_suite(&CassandraStore::connect(each.clone()).await.unwrap()).await;
+        migrate(&each).await.unwrap();
+        change_write_consistency(&config).await.unwrap();
+        CassandraStore::connect(config).await.map(drop).unwrap();
+    });
+}
+
+#[test]
+fn a_new_keyspace_takes_the_mode_that_is_configured_and_an_old_one_is_local() {
+    use lamina::backends::cassandra::WriteConsistency;
+
+    on_fresh_keyspace(|store, config| async move {
+        let each = CassandraConfig { write_consistency: WriteConsistency::EachQuorum, ..config.clone() };
+        let forget = format!(
+            "DELETE FROM {}.documents WHERE kind = 'settings' AND key = 'write_consistency' IF EXISTS",
+            config.keyspace
+        );
+        session().await.query_unpaged(forget.clone(), ()).await.unwrap();
+        migrate(&each).await.unwrap();
+        CassandraStore::connect(each.clone()).await.map(drop).unwrap();
+
+        // Of a version without modes, with something in it.
+        session().await.query_unpaged(forget, ()).await.unwrap();
+        let open = Change { expected: 0, put: vec![epoch(0, now())], remove: Vec::new() };
+        assert_eq!(store.commit(&LogId::new("source", "topic"), 0, &open).await.unwrap(), Commit::Applied);
+        CassandraStore::connect(config.clone()).await.map(drop).unwrap();
+        let refused = migrate(&each).await.unwrap_err().to_string();
+        assert!(refused.contains("is written at local_quorum"), "{refused}");
+    });
+}
+
+#[test]
+fn a_table_whose_options_lose_rows_is_refused_by_name() {
+    on_fresh_keyspace(|store, config| async move {
+        let alter = format!("ALTER TABLE {}.speed_chunks WITH gc_grace_seconds = 0", config.keyspace);
+        session().await.query_unpaged(alter, ()).await.unwrap();
+        let refused = CassandraStore::connect(config.clone()).await.err().unwrap().to_string();
+        let table = format!("table {}.speed_chunks has gc_grace_seconds = 0", config.keyspace);
+        assert!(refused.contains(&table), "{refused}");
+        let skew = store.clock_skew().await.unwrap();
+        assert!(skew.abs() < 500_000, "the node of this machine is {skew} µs away");
+    });
+}
+
 #[tokio::test]
 async fn a_node_that_is_not_there_is_unavailable_and_named() {
     let config = CassandraConfig { contact_points: vec!["127.0.0.1:1".to_owned()], ..config() };

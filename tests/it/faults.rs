@@ -434,6 +434,26 @@ fn without_cassandra_at_start_nothing_is_answered_and_all_is_well_once_it_is_the
 }
 
 #[test]
+fn a_process_that_would_write_otherwise_than_its_keyspace_refuses_to_start() {
+    if Backend::Real.skipped() {
+        return;
+    }
+    let world = World::with_keyspace();
+    let (config, _) = configure(world.path(), &world.settings(Backend::Real), &world.name);
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("[speed]", "write_consistency = \"each_quorum\"\n[speed]")).unwrap();
+    for role in ["speed", "batch", "serving"] {
+        let (code, _, errors) = run(&["serve", "--role", role, "--config", &config.to_string_lossy()]);
+        assert_eq!(code, 2, "{role}: {errors}");
+        assert!(errors.contains("is written at local_quorum") && errors.contains("migrate"), "{role}: {errors}");
+    }
+    let (code, _, errors) = run(&["migrate", "--config", &config.to_string_lossy(), "--change-write-consistency"]);
+    assert_eq!(code, 0, "{errors}");
+    let (code, _, errors) = run(&["migrate", "--config", &config.to_string_lossy()]);
+    assert_eq!(code, 0, "{errors}");
+}
+
+#[test]
 fn without_kafka_at_start_nothing_is_ready_and_ingest_says_to_come_back() {
     if Backend::Real.skipped() {
         return;

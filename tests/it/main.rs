@@ -4,13 +4,16 @@
 #![allow(clippy::unwrap_used)]
 
 mod arrows;
+mod audit;
 mod backends;
 mod cassandra;
 mod datasets;
 mod embedded;
+mod expiry;
 mod faults;
 mod hostile;
 mod kafka;
+mod place;
 mod process;
 mod proxy;
 mod topic_events;

@@ -81,6 +81,46 @@ async fn rows_that_the_ledger_does_not_count_fail_the_run() {
 }
 
 #[tokio::test]
+async fn every_offset_that_a_run_read_has_one_fate() {
+    let world = World::new(&format!("{DEFINITIONS}\n[metric.added.retention]\n\"10s\" = \"1h\"\n"));
+    world.clock.set(START + HOUR + period(10 * SECOND) + SECOND);
+    let fates = [Fate::Accepted, Fate::Filtered, Fate::Dead, Fate::Duplicate, Fate::Absent];
+    let mixed: Vec<Event> =
+        events(200).into_iter().zip(fates.into_iter().cycle()).map(|(event, fate)| Event { fate, ..event }).collect();
+    world.seal(0, &mixed).await;
+    world.seal(1, &mixed.iter().map(|event| Event { fate: Fate::Absent, ..event.clone() }).collect::<Vec<_>>()).await;
+    let outcome = world.run(Wanted::Cover).await.unwrap();
+    let Outcome::Published { fates, .. } = outcome else { panic!("{outcome:?}") };
+    // Of 40 accepted events, one in 35 seconds, those of the first 600 seconds are past retention.
+    let expected = [
+        ("dead_lettered", 40),
+        ("duplicate", 40),
+        ("expired", 18),
+        ("filtered", 40),
+        ("folded", 22),
+        ("without_record", 240),
+    ];
+    assert_eq!(fates.into_iter().collect::<Vec<_>>(), expected);
+}
+
+#[tokio::test]
+async fn a_file_of_zeros_or_cut_short_is_named_and_never_parsed() {
+    let world = World::new(DEFINITIONS);
+    let path = world.seal(0, &events(50)).await;
+    let whole = world.files.get(&path).await.unwrap().bytes().await.unwrap();
+    // As a crash leaves them: the size is there and the bytes are not, or only some of both.
+    world.files.put(&path, vec![0; whole.len()].into()).await.unwrap();
+    let zeros = world.run(Wanted::Cover).await.unwrap_err();
+    assert!(matches!(&zeros, BatchError::Mismatch { what: "CRC-32", path: named, .. } if *named == path.to_string()));
+    for length in [0, 4, whole.len() / 2, whole.len() - 1] {
+        world.files.put(&path, whole.slice(..length).into()).await.unwrap();
+        let short = world.run(Wanted::Cover).await.unwrap_err();
+        assert!(matches!(short, BatchError::Mismatch { what: "bytes", .. }), "{length} bytes: {short}");
+    }
+    nothing_published(&world).await;
+}
+
+#[tokio::test]
 async fn a_hole_between_epochs_fails_the_run() {
     let world = World::new(DEFINITIONS);
     for _ in 0..3 {

@@ -32,6 +32,7 @@ pub(super) fn read_and_check(world: &mut World) -> Result<(), Violation> {
         width: 1,
         periods: 0..60,
         series: None,
+        now: 0,
     };
     let moving = Moving { world: Mutex::new(world), cache: Mutex::default() };
     // what an earlier reader left in the cache, at some earlier moment

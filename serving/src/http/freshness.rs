@@ -8,7 +8,11 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use lamina_core::{Micros, Offset, Partition, Snapshot, generation, jobs, ledger::Epoch};
+use lamina_core::{
+    Micros, Offset, Partition, Snapshot, generation, jobs,
+    ledger::Epoch,
+    snapshot::{Missing, MissingBecause},
+};
 use lamina_metric::Metric;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -75,6 +79,26 @@ struct BatchFreshness {
     next_run: Option<String>,
 }
 
+const HEADROOM: &str = "lamina_ttl_headroom_seconds";
+const STATUS: &str = "lamina_freshness_status";
+
+/// Describes what [`measure`] sets to the recorder that is installed.
+pub(super) fn describe() {
+    metrics::describe_gauge!(
+        HEADROOM,
+        metrics::Unit::Seconds,
+        "How long everything of a metric that batch has not covered is still sure to live; +Inf if batch covers everything, 0 if answers are incomplete"
+    );
+    metrics::describe_gauge!(STATUS, metrics::Unit::Count, "Freshness of a metric: 0 ok, 1 warn, 2 breach");
+}
+
+/// Sets the gauges of all metrics, as far as log and store answer.
+pub(super) async fn measure(app: &App) {
+    let Ok(catalog) = app.definitions() else { return };
+    let metrics: Vec<&Metric> = catalog.metrics.values().map(|metric| &**metric).collect();
+    let _ = reports(app, &metrics).await;
+}
+
 type Pairs = Query<Vec<(String, String)>>;
 
 /// How fresh all metrics are.
@@ -117,6 +141,18 @@ fn fail_on_breach(pairs: &[(String, String)]) -> Result<bool, Problem> {
 }
 
 async fn report(app: &App, metrics: &[&Metric], fail: bool) -> Result<Response, Problem> {
+    let reports = reports(app, metrics).await?;
+    let status = reports.iter().map(|report| report.status).max().unwrap_or(Status::Ok);
+    let body = Json(Freshness { status, metrics: reports });
+    if fail && status == Status::Breach {
+        let mut response = (StatusCode::SERVICE_UNAVAILABLE, body).into_response();
+        response.extensions_mut().insert(Report);
+        return Ok(response);
+    }
+    Ok(body.into_response())
+}
+
+async fn reports(app: &App, metrics: &[&Metric]) -> Result<Vec<MetricFreshness>, Problem> {
     let now = app.deps.clock.now();
     let next_run = jobs::load_schedule(&*app.deps.store).await?.next_run.map(instant::format);
     let mut sources: BTreeMap<&str, Progress> = BTreeMap::new();
@@ -129,14 +165,7 @@ async fn report(app: &App, metrics: &[&Metric], fail: bool) -> Result<Response, 
         let Some(progress) = sources.get(name) else { continue };
         reports.push(of_metric(app, metric, progress, next_run.clone(), now).await?);
     }
-    let status = reports.iter().map(|report| report.status).max().unwrap_or(Status::Ok);
-    let body = Json(Freshness { status, metrics: reports });
-    if fail && status == Status::Breach {
-        let mut response = (StatusCode::SERVICE_UNAVAILABLE, body).into_response();
-        response.extensions_mut().insert(Report);
-        return Ok(response);
-    }
-    Ok(body.into_response())
+    Ok(reports)
 }
 
 async fn of_metric(
@@ -149,19 +178,15 @@ async fn of_metric(
     let (mut behind, mut gap, mut headroom, mut verdict) = (None, 0, None, Verdict::default());
     for view in &metric.views {
         let (_, state) = generation::load_view(&*app.deps.store, &view.id).await?;
-        let snapshot = Snapshot { published: state.published, since: metric.since, taken: progress.taken.clone() };
-        for missing in snapshot.missing(now) {
-            let (partition, from, to, why) = (missing.partition, missing.from, missing.to, why(missing.why));
-            verdict.add(Status::Breach, || format!("partition {partition} lacks {from}..{to}: {why}"));
+        let snapshot = Snapshot { now, published: state.published, since: metric.since, taken: progress.taken.clone() };
+        for missing in snapshot.missing() {
+            verdict.add(Status::Breach, || in_words(&missing));
         }
-        for epoch in uncovered(&snapshot) {
-            let left = millis(epoch.alive_until - now);
+        for uncovered in uncovered(&snapshot) {
+            let left = millis(uncovered.epoch.alive_until - now);
             gap = gap.max(-left);
             headroom = Some(headroom.map_or(left, |least: i64| least.min(left)).max(0));
-            // Speed touches at half of the time to live; less left means that neither it nor batch came by.
-            if left < millis(epoch.alive_until - epoch.opened_at) / 2 {
-                verdict.add(Status::Warn, || format!("batch has not covered what expires in {left} ms"));
-            }
+            verdict.judge_uncovered(&uncovered, now, &app.config.freshness);
         }
         let published = snapshot.published.clone();
         if behind.as_ref().is_none_or(|worst: &generation::Published| published.at < worst.at) {
@@ -170,10 +195,14 @@ async fn of_metric(
     }
     let published = behind.unwrap_or_default();
     verdict.judge_speed(progress, &app.config.freshness);
-    let snapshot = Snapshot { published: published.clone(), since: metric.since, taken: progress.taken.clone() };
+    let status = verdict.status.unwrap_or(Status::Ok);
+    let seconds = headroom.map_or(f64::INFINITY, |left| left as f64 / 1e3);
+    metrics::gauge!(HEADROOM, "metric" => metric.name.clone()).set(seconds);
+    metrics::gauge!(STATUS, "metric" => metric.name.clone()).set(f64::from(status as u8));
+    let snapshot = Snapshot { now, published: published.clone(), since: metric.since, taken: progress.taken.clone() };
     Ok(MetricFreshness {
         metric: metric.name.clone(),
-        status: verdict.status.unwrap_or(Status::Ok),
+        status,
         reason: verdict.reason,
         speed: SpeedFreshness {
             watermark: snapshot.watermark().map(instant::format),
@@ -191,16 +220,43 @@ async fn of_metric(
     })
 }
 
-/// Epochs that hold records which batch has not covered.
-fn uncovered(snapshot: &Snapshot) -> impl Iterator<Item = &Epoch> {
+/// An epoch that holds records which batch has not covered.
+struct Uncovered<'a> {
+    partition: Partition,
+    epoch: &'a Epoch,
+    /// When its last record came, or when it was opened if that was later; of an open one, when it was opened. Touches and
+    /// takeovers leave it as it is.
+    since: Micros,
+}
+
+fn uncovered(snapshot: &Snapshot) -> impl Iterator<Item = Uncovered<'_>> {
     let positions: BTreeMap<Partition, Offset> = snapshot.positions();
     snapshot.taken.iter().flat_map(move |(&partition, taken)| {
         let position = positions.get(&partition).copied().unwrap_or(0);
-        let uncovered = move |epoch: &&Epoch| {
+        let epochs = &taken.ledger.epochs;
+        let with_since = epochs.iter().enumerate().map(move |(at, epoch)| {
+            let last_record = epochs.get(at + 1).map_or(epoch.opened_at, |next| next.dedup_clock);
+            Uncovered { partition, epoch, since: epoch.opened_at.max(last_record) }
+        });
+        with_since.filter(move |Uncovered { epoch, .. }| {
             !snapshot.published.cut.covers(partition, epoch.start) && epoch.end.unwrap_or(position) > epoch.start
-        };
-        taken.ledger.epochs.iter().filter(uncovered)
+        })
     })
+}
+
+/// What an answer lacks, for whoever has to do something about it.
+fn in_words(missing: &Missing) -> String {
+    let Missing { partition, from, to, why: because } = missing;
+    let (what, why) = (format!("partition {partition} lacks {from}..{to}"), why(*because));
+    match because {
+        MissingBecause::Expired => {
+            format!(
+                "{what}: {why}, neither covered by batch nor touched by a speed worker in time; a running one rebuilds it"
+            )
+        }
+        MissingBecause::NotBuilt => format!("{what}: {why} yet, the next batch run does"),
+        MissingBecause::Lost => format!("{what}: {why}, the log had dropped it before it was read"),
+    }
 }
 
 /// The worst found so far, with the first reason for it.
@@ -215,6 +271,24 @@ impl Verdict {
         if self.status.is_none_or(|worst| worst < status) {
             self.status = Some(status);
             self.reason = Some(reason());
+        }
+    }
+
+    /// Half of the time to live is when speed touches chunks, and when batch is late; an open epoch waits longer, since one
+    /// that was opened long before its first record is right.
+    fn judge_uncovered(&mut self, uncovered: &Uncovered<'_>, now: Micros, limits: &FreshnessLimits) {
+        let (Uncovered { partition, epoch, since }, ttl) = (uncovered, limits.ttl.as_millis());
+        let age = millis(now - since);
+        let over = |limit: u128| u128::try_from(age).is_ok_and(|age| age > limit);
+        let left = millis(epoch.alive_until - now);
+        if epoch.end.is_some() && over(ttl / 2) {
+            self.add(Status::Warn, || {
+                format!("batch has not covered partition {partition} from {} for {age} ms; it expires in {left} ms unless it is touched", epoch.start)
+            });
+        } else if epoch.end.is_none() && over(ttl / 4 * 3) {
+            self.add(Status::Warn, || {
+                format!("the epoch of partition {partition} from {} is not sealed for {age} ms", epoch.start)
+            });
         }
     }
 

@@ -13,6 +13,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     app::App,
+    http::freshness,
     problem::{self, Problem},
 };
 
@@ -56,5 +57,7 @@ async fn check<T, E: Display>(ping: impl Future<Output = Result<T, E>>) -> Resul
 #[utoipa::path(get, path = "/metrics", tag = "operation",
     responses((status = 200, description = "Prometheus text format", content_type = "text/plain", body = String)))]
 async fn metrics(State(app): State<App>) -> Response {
+    // What log and store have to be asked for is left as it was if they do not answer.
+    let _ = tokio::time::timeout(PING, freshness::measure(&app)).await;
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], app.deps.metrics.render()).into_response()
 }

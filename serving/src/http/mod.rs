@@ -2,6 +2,7 @@
 
 mod definitions;
 mod docs;
+mod epochs;
 mod freshness;
 mod health;
 mod idempotency;
@@ -48,6 +49,7 @@ pub fn router(deps: Deps, config: &Config) -> Router {
         .merge(query::routes())
         .merge(ingest::routes())
         .merge(definitions::routes())
+        .merge(epochs::routes())
         .merge(recompute::routes())
         .merge(jobs::routes())
         .merge(freshness::routes())
@@ -65,6 +67,7 @@ pub fn health_router(deps: Deps, config: &Config) -> Router {
 }
 
 fn finish(routes: Router<App>, app: App) -> Router {
+    freshness::describe();
     routes
         .fallback(layers::unknown_path)
         .layer(CatchPanicLayer::custom(layers::panicked))

@@ -28,17 +28,16 @@ use crate::{app::App, instant, problem::Problem};
 pub(crate) async fn answer(app: &App, metric: &str, params: Params) -> Result<Vec<u8>, Problem> {
     let metric = app.metric(metric)?;
     let (plan, read) = read::read(app, &metric, &params).await?;
-    let now = app.deps.clock.now();
     // Merging and encoding may take a while; other requests go on meanwhile.
-    let work = tokio::task::spawn_blocking(move || encoded(&plan, &read, &params, now));
+    let work = tokio::task::spawn_blocking(move || encoded(&plan, &read, &params));
     work.await.map_err(|error| Problem::internal(&error))?
 }
 
-fn encoded(plan: &Plan, read: &Read, params: &Params, now: i64) -> Result<Vec<u8>, Problem> {
+fn encoded(plan: &Plan, read: &Read, params: &Params) -> Result<Vec<u8>, Problem> {
     let merged = merge::merge(plan, read, params.layer)?;
     let overflow = merged.overflow;
     let table = table::table(plan, merged, params.limit, params.fill)?;
-    let mut meta = meta(plan, read, params.layer, now);
+    let mut meta = meta(plan, read, params.layer);
     if overflow > 0 {
         // Whether the filter would take them is not known.
         meta.complete &= plan.filter.is_none();
@@ -61,9 +60,9 @@ fn encoded(plan: &Plan, read: &Read, params: &Params, now: i64) -> Result<Vec<u8
 }
 
 /// What proves the answer. The batch layer alone folds what batch has come to, and cannot miss what speed lacks beyond.
-fn meta(plan: &Plan, read: &Read, layer: Layer, now: i64) -> Meta {
+fn meta(plan: &Plan, read: &Read, layer: Layer) -> Meta {
     let snapshot = &read.snapshot;
-    let mut missing = snapshot.missing(now);
+    let mut missing = snapshot.missing();
     let cut = encode::cut(&snapshot.published.cut);
     let mut positions = snapshot.positions();
     if layer == Layer::Batch {

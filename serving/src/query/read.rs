@@ -83,6 +83,7 @@ async fn read_at(app: &App, plan: &Plan, partitions: &Partitions, tokens: &[&Tok
         width: plan.width,
         periods: plan.periods(),
         series: named.as_deref(),
+        now: app.deps.clock.now(),
     };
     let within = app.config.request_timeout;
     let reading = async {

@@ -6,7 +6,7 @@ use hyper::Method;
 use lamina_core::jobs::{self, JobState};
 use serde_json::{Value, json};
 
-use crate::world::{DAY, Reply, SECOND, World, keys};
+use crate::world::{DAY, HOUR, Reply, SECOND, World, keys};
 
 fn event() -> Value {
     json!({"time": "2015-09-12T00:10:05Z", "channel": "a", "country": "DE", "user": "u", "added": 1})
@@ -171,17 +171,48 @@ async fn freshness_alarms_before_uncovered_chunks_expire() {
     world.append(0, &event());
     world.seal(0).await;
     let now = 1_000 * DAY;
-    let left = async |world: &World, days: i64| {
-        world.store.edit_epochs(|epoch| epoch.alive_until = now + days * DAY);
+    let seen = async |world: &World, sealed_days_ago: i64, left_days: i64| {
+        world.store.edit_epochs(|epoch| {
+            epoch.alive_until = now + left_days * DAY;
+            // The open epoch is taken over anew while nothing comes: its age says nothing of the one before.
+            epoch.opened_at = if epoch.end.is_some() { now - sealed_days_ago * DAY } else { now };
+            epoch.dedup_clock = now - sealed_days_ago * DAY;
+        });
         world.get("/v1/freshness/added").await.ok()["metrics"][0].clone()
     };
-    let early = left(&world, 3).await;
-    assert_eq!((&early["status"], &early["ttl_headroom_ms"]), (&json!("ok"), &json!(3 * 86_400_000_i64)));
-    world.store.edit_epochs(|epoch| epoch.opened_at = now - 2 * DAY);
-    assert_eq!(left(&world, 1).await["status"], "warn");
-    let late = left(&world, -1).await;
-    assert_eq!((&late["status"], &late["coverage_gap_ms"]), (&json!("breach"), &json!(86_400_000)));
-    assert_eq!(late["ttl_headroom_ms"], 0);
+    let early = seen(&world, 1, 2).await;
+    assert_eq!((&early["status"], &early["ttl_headroom_ms"]), (&json!("ok"), &json!(2 * 86_400_000_i64)));
+    let late = seen(&world, 2, 1).await;
+    assert_eq!((&late["status"], &late["ttl_headroom_ms"]), (&json!("warn"), &json!(86_400_000)));
+    let reason = late["reason"].as_str().unwrap();
+    assert!(reason.contains("batch has not covered partition 0 from 0"), "{reason}");
+    let touched = seen(&world, 2, 3).await;
+    assert_eq!(touched["status"], "warn", "a touch buys time, batch is as late as before");
+    let over = seen(&world, 4, -1).await;
+    assert_eq!((&over["status"], &over["coverage_gap_ms"]), (&json!("breach"), &json!(86_400_000)));
+    assert_eq!(over["ttl_headroom_ms"], 0);
+    let reason = over["reason"].as_str().unwrap();
+    assert!(reason.contains("partition 0 lacks 0..1: expired") && reason.contains("rebuilds"), "{reason}");
+    assert_eq!(world.get("/v1/freshness?fail_on=breach").await.status, 503);
+    world.batch(true).await;
+    let covered = seen(&world, 4, -1).await;
+    assert_eq!((&covered["status"], &covered["ttl_headroom_ms"]), (&json!("ok"), &Value::Null), "{covered}");
+}
+
+#[tokio::test]
+async fn an_epoch_that_stays_open_for_most_of_the_time_to_live_is_a_warning() {
+    let mut world = World::new().await;
+    world.append(0, &event());
+    world.flush(0).await;
+    let now = 1_000 * DAY;
+    for (hours, status) in [(48, "ok"), (55, "warn")] {
+        world.store.edit_epochs(|epoch| {
+            epoch.alive_until = now + DAY;
+            epoch.opened_at = now - hours * HOUR;
+        });
+        let fresh = world.get("/v1/freshness/added").await.ok()["metrics"][0].clone();
+        assert_eq!(fresh["status"], status, "opened {hours} hours ago: {fresh}");
+    }
 }
 
 #[tokio::test]

@@ -288,6 +288,10 @@ async fn what_is_missing_is_said_and_what_cannot_be_read_is_503() {
     assert_eq!(body["meta"]["complete"], false, "the chunks may have expired");
     assert_eq!(keys(&body["meta"]["missing"][0]), ["partition", "from", "to", "why"]);
     assert_eq!(body["meta"]["missing"][0]["why"], "expired");
+    let left = body["series"].clone();
+    world.store.lose_speed();
+    let body = world.query(&[FROM, TO, ("aggregate", "count")]).await.ok();
+    assert_eq!((&body["meta"]["complete"], &body["series"]), (&json!(false), &left), "whether chunks are left or not");
     let fresh = small().await;
     fresh.store.lose_speed();
     let reply = fresh.query(&[FROM, TO, ("aggregate", "count")]).await;

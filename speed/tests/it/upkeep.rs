@@ -6,7 +6,7 @@ use std::{
 };
 
 use lamina_core::{
-    Clock, Cut, Ledgers, Scope,
+    Cut, Ledgers, Scope,
     generation::{load_view, save_view},
 };
 
@@ -29,11 +29,39 @@ async fn touched_epochs_outlive_their_time_to_live() {
     while began.elapsed() < Duration::from_secs(9) {
         tokio::time::sleep(Duration::from_millis(100)).await;
         world.check().await;
-        assert!(world.inputs("added").await.unwrap().snapshot.missing(world.clock.now()).is_empty());
+        assert!(world.inputs("added").await.unwrap().snapshot.missing().is_empty());
     }
     let now = world.ledger(0).epochs[0].clone();
     assert_eq!(now.id, sealed.id, "a touch keeps the epoch");
     assert!(now.alive_until > sealed.alive_until + 4_000_000);
+    worker.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_epoch_that_cannot_be_sealed_is_touched_and_past_its_time_rebuilt_from_the_log() {
+    let mut world = short_lived();
+    world.config.epoch = Duration::from_secs(600);
+    let worker = world.start("g");
+    world.push(0, 1_000, "a", "en", 5);
+    world.all_visible().await;
+    world.push(0, 1_001, "b", "de", 6);
+    world.all_visible().await;
+    let opened = world.ledger(0).open().unwrap().clone();
+    let began = std::time::Instant::now();
+    while began.elapsed() < Duration::from_secs(9) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        world.check().await;
+        assert!(world.inputs("added").await.unwrap().snapshot.missing().is_empty());
+    }
+    let now = world.ledger(0).open().unwrap().clone();
+    assert_eq!(now.id, opened.id, "a touch keeps the epoch");
+    assert!(now.alive_until > opened.alive_until + 4_000_000);
+    world.clock.0.store(60_000_000, Ordering::SeqCst);
+    assert!(world.inputs("added").await.unwrap().speed.is_empty(), "what may be gone is not folded");
+    let replaced = async || world.ledger(0).open().unwrap().id != opened.id;
+    world.until("the partition is taken over anew", replaced).await;
+    world.all_visible().await;
+    assert!(world.inputs("added").await.unwrap().snapshot.missing().is_empty());
     worker.drain().await;
 }
 
@@ -49,9 +77,14 @@ async fn an_epoch_whose_chunks_died_is_rebuilt_from_its_archive_file() {
     worker.drain().await;
     let before = world.ledger(0);
     world.clock.0.store(60_000_000, Ordering::SeqCst);
-    assert!(world.read("added").await.is_err(), "the chunks are gone");
+    let gone = world.inputs("added").await.unwrap();
+    let named: Vec<_> = gone.snapshot.missing().into_iter().map(|missing| (missing.from, missing.to)).collect();
+    let ranges: Vec<_> = before.sealed().map(|epoch| (epoch.start, epoch.end.unwrap())).collect();
+    assert_eq!(named, ranges, "what is gone is named");
+    assert!(gone.speed.is_empty(), "and nothing of it is folded");
     let worker = world.start("g");
-    world.until("the answer is whole again", async || world.read("added").await.is_ok()).await;
+    let whole = async || world.inputs("added").await.is_ok_and(|inputs| inputs.snapshot.missing().is_empty());
+    world.until("the answer is whole again", whole).await;
     world.check().await;
     let after = world.ledger(0);
     for (old, new) in before.sealed().zip(after.sealed()) {

@@ -188,6 +188,7 @@ impl World {
             width: metric.grain,
             periods: 0..1,
             series: None,
+            now: self.clock.now(),
         };
         read::read(&*self.store, &FromStore(&self.store), &request).await
     }

@@ -51,8 +51,10 @@ impl BatchStatements {
         let read = "SELECT series, period, chunk FROM {}.batch_chunks WHERE";
         let slice = "series = ? AND period >= ? AND period < ?";
         Ok(Self {
-            put: connection.prepare(&format!("{put} {place} AND span = ? AND series = ? AND period = ?")).await?,
-            put_span: connection.prepare(put_span).await?,
+            put: connection
+                .prepare_upsert(&format!("{put} {place} AND span = ? AND series = ? AND period = ?"))
+                .await?,
+            put_span: connection.prepare_upsert(put_span).await?,
             spans: connection.prepare(&format!("{spans} {place} AND span >= ? AND span <= ?")).await?,
             all_series: connection.prepare(&format!("{read} {place} AND span = ?")).await?,
             one_series: connection.prepare(&format!("{read} {place} AND span = ? AND {slice}")).await?,

@@ -4,6 +4,8 @@ use std::{fmt, time::Duration};
 
 use lamina_core::StoreError;
 
+use super::mode::WriteConsistency;
+
 /// How to reach a Cassandra cluster.
 #[derive(Clone)]
 pub struct CassandraConfig {
@@ -12,6 +14,8 @@ pub struct CassandraConfig {
     pub keyspace: String,
     /// The data centre that is read and written; others only take part in compare-and-sets.
     pub local_dc: String,
+    /// What a write waits for; must be what the keyspace says.
+    pub write_consistency: WriteConsistency,
     /// Copies of each row in the local data centre, for a keyspace that [`super::migrate`] makes.
     pub replication_factor: u32,
     pub username: Option<String>,
@@ -28,6 +32,7 @@ impl Default for CassandraConfig {
             contact_points: vec!["127.0.0.1:9042".to_owned()],
             keyspace: "lamina".to_owned(),
             local_dc: "dc1".to_owned(),
+            write_consistency: WriteConsistency::default(),
             replication_factor: 1,
             username: None,
             password: None,
@@ -72,6 +77,7 @@ impl fmt::Debug for CassandraConfig {
             .field("contact_points", &self.contact_points)
             .field("keyspace", &self.keyspace)
             .field("local_dc", &self.local_dc)
+            .field("write_consistency", &self.write_consistency)
             .field("replication_factor", &self.replication_factor)
             .field("username", &self.username)
             .field("request_timeout", &self.request_timeout)

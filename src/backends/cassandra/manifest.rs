@@ -38,8 +38,8 @@ impl ManifestStatements {
         let children = "SELECT child FROM {}.manifest_index \
                         WHERE log = ? AND partition_id = ? AND parent = ? AND child >= ? AND child <= ?";
         Ok(Self {
-            put: connection.prepare(put).await?,
-            put_index: connection.prepare(put_index).await?,
+            put: connection.prepare_upsert(put).await?,
+            put_index: connection.prepare_upsert(put_index).await?,
             range: connection.prepare(range).await?,
             children: connection.prepare(children).await?,
         })

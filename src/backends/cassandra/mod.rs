@@ -4,7 +4,8 @@
 //! - Ledgers and documents change by conditional statements only, with SERIAL consistency across all data centres. If the
 //!   outcome of one is open, the answer is [`StoreError::Unknown`]: nothing here repeats it blindly.
 //! - Every other write is an upsert whose key, timestamp and bytes are given, so it may be repeated by anybody.
-//! - Data is read and written at LOCAL_QUORUM of the configured data centre; no other one is asked in its place.
+//! - Data is read at LOCAL_QUORUM of the configured data centre; no other one is asked in its place. It is written at
+//!   LOCAL_QUORUM or EACH_QUORUM, as the keyspace says: a process that is configured otherwise is refused.
 
 mod batch;
 mod cell;
@@ -13,8 +14,10 @@ mod documents;
 mod errors;
 mod ledgers;
 mod manifest;
+mod mode;
 mod schema;
 mod session;
+pub mod skew;
 mod speed;
 
 use std::{
@@ -23,13 +26,18 @@ use std::{
 };
 
 use lamina_core::StoreError;
+use scylla::statement::prepared::PreparedStatement;
 use tokio::sync::OnceCell;
 
 use self::{
     batch::BatchStatements, documents::DocumentStatements, ledgers::LedgerStatements, manifest::ManifestStatements,
     session::Connection, speed::SpeedStatements,
 };
-pub use self::{config::CassandraConfig, schema::migrate};
+pub use self::{
+    config::CassandraConfig,
+    mode::WriteConsistency,
+    schema::{change_write_consistency, migrate},
+};
 
 /// How many statements of one call are under way at a time.
 const CONCURRENCY: usize = 128;
@@ -53,6 +61,8 @@ struct Opened {
     speed: SpeedStatements,
     batch: BatchStatements,
     documents: DocumentStatements,
+    /// Asks a node for its time.
+    clock: PreparedStatement,
 }
 
 impl CassandraStore {
@@ -65,7 +75,8 @@ impl CassandraStore {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] while no contact point answers: the caller may try again. [`StoreError::Refused`] if the
-    /// configuration cannot work: unknown data centre, no such keyspace, a schema that `lamina migrate` must bring up first.
+    /// configuration cannot work: unknown data centre, no such keyspace, a schema that `lamina migrate` must bring up first, a
+    /// keyspace that is written otherwise.
     pub async fn connect(config: CassandraConfig) -> Result<Self, StoreError> {
         let store = Self::new(config);
         store.opened().await?;
@@ -97,12 +108,15 @@ impl Opened {
     async fn open(config: &CassandraConfig) -> Result<Self, StoreError> {
         let connection = Connection::open(config).await?;
         schema::verify(&connection, &config.keyspace).await?;
+        schema::warn_of_settings(&connection).await;
+        mode::check(&connection, config).await?;
         Ok(Self {
             ledgers: LedgerStatements::prepare(&connection).await?,
             manifest: ManifestStatements::prepare(&connection).await?,
             speed: SpeedStatements::prepare(&connection).await?,
             batch: BatchStatements::prepare(&connection).await?,
             documents: DocumentStatements::prepare(&connection).await?,
+            clock: connection.prepare("SELECT toUnixTimestamp(now()) FROM system.local").await?,
             connection,
         })
     }

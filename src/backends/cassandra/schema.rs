@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 use lamina_core::StoreError;
 
-use super::{config::CassandraConfig, session::Connection};
+use super::{config::CassandraConfig, mode, session::Connection};
 
 const SCHEMA: &str = include_str!("../../../schema.cql");
 /// DDL fails now and then while a node is slow; each statement may be repeated.
 const ATTEMPTS: usize = 3;
+/// Seconds: tombstones must outlive hints (3 hours) and repairs that are late.
+const LEAST_GRACE: i32 = 86_400;
 
 /// Makes the keyspace and the tables that are missing and checks the ones that are there. It may be run again at any time,
 /// but by one process at a time: concurrent DDL makes Cassandra's nodes disagree.
@@ -17,6 +19,19 @@ const ATTEMPTS: usize = 3;
 /// [`StoreError::Unavailable`] if the cluster does not answer, [`StoreError::Refused`] if it does not let us or has tables of
 /// the same names and another shape.
 pub async fn migrate(config: &CassandraConfig) -> Result<(), StoreError> {
+    apply(config, false).await
+}
+
+/// As [`migrate`], and changes what writes of this keyspace wait for to what is configured. No other process may run: each
+/// checks it at its start only. Rows from before are where they were: repair the keyspace first.
+///
+/// # Errors
+/// As [`migrate`].
+pub async fn change_write_consistency(config: &CassandraConfig) -> Result<(), StoreError> {
+    apply(config, true).await
+}
+
+async fn apply(config: &CassandraConfig, change: bool) -> Result<(), StoreError> {
     let connection = Connection::open(config).await?;
     for statement in
         statements(&SCHEMA.replace("${keyspace}", &config.keyspace).replace("${replication}", &replication(config)))
@@ -31,6 +46,7 @@ pub async fn migrate(config: &CassandraConfig) -> Result<(), StoreError> {
         }
     }
     verify(&connection, &config.keyspace).await?;
+    mode::settle(&connection, config, change).await?;
     tracing::info!(keyspace = config.keyspace, "schema is up to date");
     Ok(())
 }
@@ -64,19 +80,60 @@ fn needed() -> Tables {
     tables.collect()
 }
 
-/// Checks that the keyspace has every column that we use.
+/// Checks that the keyspace has every column that we use, and that nobody gave our tables options which lose rows.
 ///
 /// # Errors
-/// [`StoreError::Refused`] that names what is missing.
+/// [`StoreError::Refused`] that names what is missing or wrong.
 pub(super) async fn verify(connection: &Connection, keyspace: &str) -> Result<(), StoreError> {
     let query = "SELECT table_name, column_name, type FROM system_schema.columns WHERE keyspace_name = ?";
     let mut found = Tables::new();
     for (table, column, kind) in connection.ask::<(String, String, String)>(query, (keyspace,)).await? {
         found.entry(table).or_default().insert(column, kind);
     }
-    missing(&needed(), &found).map_or(Ok(()), |what| {
-        Err(StoreError::Refused(format!("keyspace {keyspace} {what}; run `lamina migrate` with this version first")))
-    })
+    if let Some(what) = missing(&needed(), &found) {
+        return Err(StoreError::Refused(format!(
+            "keyspace {keyspace} {what}; run `lamina migrate` with this version first"
+        )));
+    }
+    let query = "SELECT table_name, gc_grace_seconds, default_time_to_live, compaction FROM system_schema.tables \
+                 WHERE keyspace_name = ?";
+    let tables: Vec<(String, Option<i32>, Option<i32>, Option<BTreeMap<String, String>>)> =
+        connection.ask(query, (keyspace,)).await?;
+    for (table, grace, ttl, compaction) in tables.into_iter().filter(|(table, ..)| found.contains_key(table)) {
+        if let Some(why) = harmful(grace, ttl, &compaction.unwrap_or_default()) {
+            return Err(StoreError::Refused(format!(
+                "table {keyspace}.{table} {why}: ALTER it back as schema.cql has it"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Why rows of a table with these options could come back or go too early.
+fn harmful(grace: Option<i32>, ttl: Option<i32>, compaction: &BTreeMap<String, String>) -> Option<String> {
+    let unsafe_expiration = |(name, value): (&String, &String)| name.starts_with("unsafe_") && value == "true";
+    if let Some(grace) = grace.filter(|&grace| grace < LEAST_GRACE) {
+        return Some(format!(
+            "has gc_grace_seconds = {grace}, less than a day, so that hints expire before they arrive"
+        ));
+    }
+    if let Some(ttl) = ttl.filter(|&ttl| ttl != 0) {
+        return Some(format!("has default_time_to_live = {ttl}, which ends rows that are to stay"));
+    }
+    let (name, _) = compaction.iter().find(|&option| unsafe_expiration(option))?;
+    Some(format!("is compacted with {name}, which drops rows that overlap with expired ones"))
+}
+
+/// Says once what of the cluster's own settings can lose acknowledged writes. Where they may not be read nothing is said.
+pub(super) async fn warn_of_settings(connection: &Connection) {
+    let query = "SELECT value FROM system_views.settings WHERE name = 'commitlog_sync'";
+    let found: Result<Vec<(Option<String>,)>, _> = connection.ask(query, ()).await;
+    if found.is_ok_and(|rows| rows.into_iter().any(|(value,)| value.as_deref() == Some("periodic"))) {
+        tracing::warn!(
+            "commitlog_sync is periodic: a power failure of all replicas can lose writes that were acknowledged up to \
+             commitlog_sync_period before; set it to batch or group"
+        );
+    }
 }
 
 fn missing(needed: &Tables, found: &Tables) -> Option<String> {
@@ -126,18 +183,58 @@ mod tests {
         }
     }
 
+    /// Every file of this backend, without its tests.
+    fn sources() -> BTreeMap<String, String> {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/backends/cassandra");
+        let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let code = |path: &std::path::Path| {
+            let text = std::fs::read_to_string(path).unwrap();
+            text.split("#[cfg(test)]").next().unwrap_or_default().to_owned()
+        };
+        files.map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), code(&path))).collect()
+    }
+
     #[test]
-    fn upserts_are_stamped_and_only_tables_of_compare_and_set_lose_rows() {
-        let conditional = [include_str!("ledgers.rs"), include_str!("documents.rs")];
-        let stamped = [include_str!("manifest.rs"), include_str!("speed.rs"), include_str!("batch.rs")];
-        for source in conditional {
-            assert!(!source.contains("USING TIMESTAMP") && !source.contains("connection.upsert"));
+    fn every_write_is_stamped_or_conditional_and_only_tables_of_compare_and_set_lose_rows() {
+        let (sources, mut stamped, mut conditional) = (sources(), Vec::new(), Vec::new());
+        for (file, source) in &sources {
+            let count = |what: &str| source.matches(what).count();
+            let writes = count("INSERT INTO {}") + count("UPDATE {}");
+            let deletes = count("DELETE ") + count("TRUNCATE ");
+            let stamps = count("USING TIMESTAMP ?");
+            if stamps > 0 {
+                assert_eq!((writes, deletes), (stamps, 0), "{file}: each write is stamped, nothing is deleted");
+                assert_eq!(count("prepare_upsert("), writes, "{file}: each write waits for what the keyspace says");
+                assert!(!source.contains("conditional") && !source.contains(".change"), "{file} mixes");
+                stamped.push(file.as_str());
+            } else if writes + deletes > 0 {
+                assert!(!source.contains("prepare_upsert") && !source.contains(".upsert"), "{file} mixes");
+                assert!(count("prepare_conditional(") >= writes + deletes, "{file}: each write has a condition");
+                conditional.push(file.as_str());
+            }
+            assert!(!source.contains("LocalSerial"), "{file}: two data centres would be two Paxos groups");
         }
-        for source in stamped {
-            assert!(!source.contains("DELETE ") && !source.contains("conditional") && !source.contains(".change"));
-            let writes = source.matches("INSERT INTO {}").count() + source.matches("UPDATE {}").count();
-            assert_eq!(writes, source.matches("USING TIMESTAMP ?").count(), "each write is stamped");
-        }
+        assert_eq!(stamped, ["batch.rs", "manifest.rs", "speed.rs"]);
+        assert_eq!(conditional, ["documents.rs", "ledgers.rs", "mode.rs"]);
+        let session = &sources["session.rs"];
+        assert_eq!(session.matches("set_serial_consistency(Some(SerialConsistency::Serial))").count(), 2);
+        assert_eq!(
+            session.matches("FallthroughRetryPolicy::new()").count(),
+            2,
+            "a conditional write is never repeated"
+        );
+    }
+
+    #[test]
+    fn options_that_lose_rows_are_named() {
+        let option = |name: &str| BTreeMap::from([(name.to_owned(), "true".to_owned())]);
+        assert_eq!(harmful(Some(86_400), Some(0), &option("enabled")), None);
+        assert!(harmful(Some(0), Some(0), &option("enabled")).is_some_and(|why| why.contains("gc_grace_seconds = 0")));
+        assert!(harmful(Some(86_400), Some(9), &option("enabled")).is_some_and(|why| why.contains("= 9")));
+        let unsafe_expiration = option("unsafe_aggressive_sstable_expiration");
+        assert!(
+            harmful(Some(86_400), Some(0), &unsafe_expiration).is_some_and(|why| why.contains("unsafe_aggressive"))
+        );
     }
 
     #[test]

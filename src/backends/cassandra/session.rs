@@ -32,6 +32,8 @@ const PAGE_ROWS: i32 = 5000;
 pub(super) struct Connection {
     session: Session,
     keyspace: String,
+    /// What writes wait for.
+    writes: Consistency,
     /// Abandoned requests keep their stream until the node answers, and too many of them cost the connection.
     permits: Semaphore,
 }
@@ -65,7 +67,8 @@ impl Connection {
                 StoreError::Unavailable(format!("no Cassandra node answered within {OPEN_TIMEOUT:?} at {points}"))
             })?
             .map_err(|error| StoreError::Unavailable(format!("no Cassandra session with {points}: {error}")))?;
-        let opened = Self { session, keyspace: config.keyspace.clone(), permits: Semaphore::new(config.in_flight) };
+        let (keyspace, writes) = (config.keyspace.clone(), config.write_consistency.level());
+        let opened = Self { session, keyspace, writes, permits: Semaphore::new(config.in_flight) };
         opened.check_data_centre(&config.local_dc)?;
         Ok(opened)
     }
@@ -83,13 +86,20 @@ impl Connection {
         Err(StoreError::Refused(format!("local_dc is {local_dc:?}, but the cluster's data centres are: {known}")))
     }
 
-    /// Prepares a reading or an upsert: `{}` stands for the keyspace. It may be repeated.
+    /// Prepares a reading: `{}` stands for the keyspace. It may be repeated.
     pub(super) async fn prepare(&self, text: &str) -> Result<PreparedStatement, StoreError> {
         let mut statement = Statement::new(text.replace("{}", &self.keyspace));
         statement.set_is_idempotent(true);
         statement.set_page_size(PAGE_ROWS);
         statement.set_consistency(Consistency::LocalQuorum);
         self.session.prepare(statement).await.map_err(errors::preparing)
+    }
+
+    /// Prepares an upsert, which may be repeated.
+    pub(super) async fn prepare_upsert(&self, text: &str) -> Result<PreparedStatement, StoreError> {
+        let mut prepared = self.prepare(text).await?;
+        prepared.set_consistency(self.writes);
+        Ok(prepared)
     }
 
     /// Prepares a reading that is linearised with conditional writes.
@@ -99,12 +109,13 @@ impl Connection {
         Ok(prepared)
     }
 
-    /// Prepares a conditional write, which is never repeated here.
+    /// Prepares a conditional write, which is never repeated here. It is decided by all data centres (SERIAL), and
+    /// acknowledged where it will be read.
     pub(super) async fn prepare_conditional(&self, text: &str) -> Result<PreparedStatement, StoreError> {
         let mut prepared = self.prepare(text).await?;
         prepared.set_is_idempotent(false);
         prepared.set_retry_policy(Some(Arc::new(FallthroughRetryPolicy::new())));
-        prepared.set_consistency(Consistency::Quorum);
+        prepared.set_consistency(self.writes);
         prepared.set_serial_consistency(Some(SerialConsistency::Serial));
         Ok(prepared)
     }
@@ -125,7 +136,7 @@ impl Connection {
     /// Upserts into one Cassandra partition, in one request.
     pub(super) async fn upsert_together(&self, mut batch: Batch, values: impl BatchValues) -> Result<(), StoreError> {
         batch.set_is_idempotent(true);
-        batch.set_consistency(Consistency::LocalQuorum);
+        batch.set_consistency(self.writes);
         let _permit = self.permit().await?;
         self.session.batch(&batch, values).await.map(drop).map_err(errors::repeatable)
     }
@@ -147,7 +158,7 @@ impl Connection {
     ) -> Result<Commit, StoreError> {
         batch.set_is_idempotent(false);
         batch.set_retry_policy(Some(Arc::new(FallthroughRetryPolicy::new())));
-        batch.set_consistency(Consistency::Quorum);
+        batch.set_consistency(self.writes);
         batch.set_serial_consistency(Some(SerialConsistency::Serial));
         let _permit = self.permit().await?;
         outcome(self.session.batch(&batch, values).await)

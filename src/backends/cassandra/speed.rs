@@ -40,10 +40,10 @@ impl SpeedStatements {
                         WHERE log = ? AND partition_id = ? AND epoch = ?";
         let mark = "SELECT mark FROM {}.speed_marks WHERE log = ? AND partition_id = ? AND epoch = ?";
         Ok(Self {
-            put: connection.prepare(put).await?,
+            put: connection.prepare_upsert(put).await?,
             range: connection.prepare(range).await?,
             one: connection.prepare(one).await?,
-            put_mark: connection.prepare(put_mark).await?,
+            put_mark: connection.prepare_upsert(put_mark).await?,
             mark: connection.prepare(mark).await?,
         })
     }
