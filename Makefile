@@ -1,6 +1,9 @@
 # Every command that a person or CI runs. `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run test lint up down status bench setup
+.PHONY: help run test lint up down status bench chaos setup
+
+# What `make chaos` plays; all of them is SCENARIO=all
+SCENARIO := ci
 
 CACHE := $(if $(LAMINA_CACHE),$(LAMINA_CACHE),$(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/lamina)
 DENY_VERSION := 0.20.2
@@ -33,6 +36,10 @@ status: ## what runs where
 bench: setup ## end-to-end measurements, about five minutes; see bench/ (LAMINA_SKIP_REAL=1: embedded only)
 	cargo build --bin lamina
 	@deploy/local/with.sh python3 bench/end_to_end.py
+
+chaos: setup ## hurt a running lamina and check every answer: SCENARIO=name; see docs/chaos.md
+	cargo build --workspace --bins
+	@deploy/local/chaos.sh $(SCENARIO)
 
 setup: ## install what building needs, if something is missing
 	@deploy/local/setup.sh

@@ -45,6 +45,8 @@ pub struct Config {
     pub batch: lamina_batch::Config,
     /// Partitions of topics that lamina makes.
     pub partitions: u32,
+    /// Memory for decoded chunks in front of the store, bytes.
+    pub cache_bytes: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -71,6 +73,7 @@ struct Raw {
     archive: RawArchive,
     speed: RawSpeed,
     batch: RawBatch,
+    serving: RawServing,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -145,6 +148,13 @@ struct RawBatch {
     memory_mib: usize,
     threads: usize,
     retries: u32,
+    lease: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawServing {
+    cache_mib: u64,
 }
 
 impl Default for Raw {
@@ -158,6 +168,7 @@ impl Default for Raw {
             archive: RawArchive::default(),
             speed: RawSpeed::default(),
             batch: RawBatch::default(),
+            serving: RawServing::default(),
         }
     }
 }
@@ -210,7 +221,13 @@ impl Default for RawSpeed {
 
 impl Default for RawBatch {
     fn default() -> Self {
-        Self { schedule: "*/10 * * * *".into(), memory_mib: 512, threads: 2, retries: 3 }
+        Self { schedule: "*/10 * * * *".into(), memory_mib: 512, threads: 2, retries: 3, lease: "15s".into() }
+    }
+}
+
+impl Default for RawServing {
+    fn default() -> Self {
+        Self { cache_mib: 256 }
     }
 }
 
@@ -301,6 +318,7 @@ impl Config {
             speed,
             batch,
             partitions: raw.log.partitions,
+            cache_bytes: raw.serving.cache_mib << 20,
         })
     }
 }
@@ -338,7 +356,7 @@ fn batch(raw: &RawBatch, speed: &lamina_speed::Config, problems: &mut Vec<String
         schedule,
         memory_bytes: raw.memory_mib << 20,
         parallelism: raw.threads.max(1),
-        lease: Duration::from_secs(15),
+        lease: duration("batch.lease", &raw.lease, problems),
         retries: raw.retries,
     }
 }

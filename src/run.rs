@@ -220,8 +220,12 @@ impl Node {
         };
         let freshness =
             lamina_serving::FreshnessLimits { ttl: config.speed.ttl, ..lamina_serving::FreshnessLimits::default() };
-        let partitions = config.partitions;
-        let serving = lamina_serving::Config { partitions, freshness, ..lamina_serving::Config::default() };
+        let serving = lamina_serving::Config {
+            partitions: config.partitions,
+            cache_bytes: config.cache_bytes,
+            freshness,
+            ..lamina_serving::Config::default()
+        };
         // every role answers health and metrics; only serving answers queries
         let app = if roles.serving {
             lamina_serving::router(deps, &serving)

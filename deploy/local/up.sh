@@ -9,75 +9,15 @@
 set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
-wait_s=180
-
-need_java() {
-    local version=''
-    if command -v java >/dev/null 2>&1; then
-        version=$(java -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p' | head -n 1)
-    fi
-    if [ "${version:-0}" -ge 17 ] && command -v mvn >/dev/null 2>&1; then return; fi
-    local install='apt-get install -y --no-install-recommends openjdk-17-jre-headless maven'
-    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-        say 'installing Java 17 and Maven (apt-get)'
-        { apt-get -qq update && DEBIAN_FRONTEND=noninteractive $install -qq; } >&2 && return
-    fi
-    fail "Java 17 or newer and Maven are needed to start Kafka and Cassandra. Install them, e.g.: sudo $install" 2
-}
-
-# Prints the folder with a backend's jars, fetching them the first time.
-jars_of() {
-    local name=$1 version=$2 jars=$cache_dir/jars/$1-$2
-    if [ ! -d "$jars" ]; then
-        say "$name: fetching the jars of $version by Maven (once, about 50 MB)"
-        local part=$jars.part.$$ output
-        output=$(mvn -q -B -f "$here/pom.xml" -P "$name" -DincludeScope=runtime -DoutputDirectory="$part" \
-            "org.apache.maven.plugins:maven-dependency-plugin:$MAVEN_DEPENDENCY_PLUGIN_VERSION:copy-dependencies" 2>&1) || {
-            rm -rf "$part"
-            printf '%s\n' "$output" >&2
-            fail "Maven could not fetch $name $version, see above; a proxy or mirror is named in ~/.m2/settings.xml"
-        }
-        mv "$part" "$jars" 2>/dev/null || rm -rf "$part"
-    fi
-    echo "$jars"
-}
-
-# launch NAME ARGUMENTS-OF-JAVA...: in the background, its own session, output to the log.
-launch() {
-    local name=$1 dir=$run_dir/$1
-    shift
-    # The lock (descriptor 9) must not be held by the daemon.
-    (cd "$dir" && exec setsid java "-Dlamina.backend=$dir" "$@" >"$dir/log" 2>&1 </dev/null 9>&-) &
-    echo $! >"$dir/pid"
-}
-
 start_kafka() {
-    local dir=$run_dir/kafka jars
-    jars=$(jars_of kafka "$KAFKA_VERSION")
-    mkdir -p "$dir"
-    sed "s|@PORT@|$LAMINA_KAFKA_PORT|g; s|@CONTROLLER_PORT@|$controller_port|g; s|@DATA@|$dir/data|" \
-        "$here/server.properties" >"$dir/server.properties"
-    if [ ! -f "$dir/data/meta.properties" ]; then
-        java -cp "$jars/*" kafka.tools.StorageTool format -t "$(java -cp "$jars/*" kafka.tools.StorageTool random-uuid 2>/dev/null)" \
-            -c "$dir/server.properties" >"$dir/log" 2>&1 || fail "Kafka could not format $dir/data: $(tail -n 3 "$dir/log")"
-    fi
-    launch kafka -Xms256m -Xmx512m -XX:+UseG1GC -Dorg.slf4j.simpleLogger.showDateTime=true \
-        -Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS -cp "$jars/*" kafka.Kafka "$dir/server.properties"
+    make_kafka kafka 127.0.0.1 1 "1@127.0.0.1:$controller_port" 1
+    run_kafka kafka 512m
 }
 
 start_cassandra() {
-    local dir=$run_dir/cassandra jars
-    jars=$(jars_of cassandra "$CASSANDRA_VERSION")
-    mkdir -p "$dir/conf" "$dir/data"
-    sed "s|@PORT@|$LAMINA_CASSANDRA_PORT|; s|@STORAGE_PORT@|$storage_port|; s|@DATA@|$dir/data|" \
-        "$here/cassandra.yaml" >"$dir/conf/cassandra.yaml"
-    cp "$here/cassandra-rackdc.properties" "$here/logback.xml" "$dir/conf/"
-    # The last three: a lone node need not wait for others, and tests make and drop many tables.
-    launch cassandra "@$here/cassandra-jvm17.options" -Xms1g -Xmx1g -XX:+UseG1GC -Djava.net.preferIPv4Stack=true \
-        -Dcassandra.config="file://$dir/conf/cassandra.yaml" -Dcassandra.storagedir="$dir/data" \
-        -Dlogback.configurationFile="$dir/conf/logback.xml" -Dcassandra-foreground=yes \
-        -Dcassandra.skip_wait_for_gossip_to_settle=0 -Dcassandra.ring_delay_ms=100 \
-        -cp "$dir/conf:$jars/*" org.apache.cassandra.service.CassandraDaemon
+    make_cassandra cassandra 127.0.0.1 127.0.0.1
+    # A lone node need not wait for others.
+    run_cassandra cassandra 1g -Dcassandra.skip_wait_for_gossip_to_settle=0 -Dcassandra.ring_delay_ms=100
 }
 
 # Decides what is to be done about one backend; prints a line on each outcome.
@@ -96,24 +36,6 @@ begin() {
         "start_$name"
         started+=("$name")
     fi
-}
-
-await() {
-    local name=$1 begun=$SECONDS told=$SECONDS
-    until answers "$name"; do
-        if ! pid_of "$name" >/dev/null; then
-            tail -n 25 "$run_dir/$name/log" >&2
-            fail "$name ended while starting; the end of its log is above"
-        elif [ $((SECONDS - begun)) -ge "$wait_s" ]; then
-            tail -n 25 "$run_dir/$name/log" >&2
-            fail "$name does not answer after $wait_s s; the end of its log is above"
-        elif [ $((SECONDS - told)) -ge 10 ]; then
-            say "$name: still starting ($((SECONDS - begun)) s)"
-            told=$SECONDS
-        fi
-        sleep 0.5
-    done
-    good "$name: up on 127.0.0.1:$(port_of "$name")"
 }
 
 main() {

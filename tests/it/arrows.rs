@@ -48,6 +48,11 @@ fn only_the_root_names_a_backend() {
 }
 
 #[test]
+fn the_oracle_of_chaos_imports_nothing_of_ours() {
+    assert_eq!(ours("chaos"), Vec::<String>::new());
+}
+
+#[test]
 fn every_crate_says_what_it_is_for() {
     for folder in ["core", "metric", "speed", "batch", "serving", "."] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join("src/lib.rs");
