@@ -1,6 +1,6 @@
 # Every command that a person or CI runs. `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run test lint up down status bench chaos setup
+.PHONY: help run test simulate chaos lint up down status bench setup
 
 # What `make chaos` plays; all of them is SCENARIO=all
 SCENARIO := ci
@@ -17,6 +17,9 @@ run: setup ## build lamina and run the demo; it prints its addresses
 
 test: setup ## all tests, against a real broker and node too (LAMINA_SKIP_REAL=1: without those)
 	@deploy/local/with.sh cargo test --workspace
+
+simulate: setup ## faults by seed over the real layers: SEEDS=n (and FROM=n) of them, or SEED=n with its trace
+	cargo run -p lamina-sim --bin simulate -- $(if $(SEED),--seed $(SEED),--from $(or $(FROM),0) --seeds $(or $(SEEDS),1000))
 
 lint: setup $(DENY) ## formatting, clippy, documentation, licences and duplicate dependencies
 	cargo fmt --all --check

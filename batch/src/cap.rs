@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use lamina_core::Offset;
+use lamina_core::{
+    Offset,
+    rules::{self, Rule},
+};
 use lamina_metric::{ChunkError, Series, View};
 
 use crate::fold::Groups;
@@ -18,7 +21,7 @@ pub(crate) fn series_of(groups: &Groups, view: &View) -> Result<Vec<Series>, Chu
     for row in 0..groups.len() {
         series.push(Series::of_row(&columns, row)?);
     }
-    if !columns.is_empty() {
+    if !columns.is_empty() && rules::on(Rule::CapLikeSpeed) {
         let mut epochs: HashMap<_, Vec<usize>> = HashMap::new();
         for row in 0..groups.len() {
             epochs.entry((groups.partitions[row], groups.epochs[row])).or_default().push(row);

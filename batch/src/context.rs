@@ -11,6 +11,7 @@ use datafusion::{
     },
     prelude::SessionConfig,
 };
+use lamina_core::offload;
 use tokio::{
     runtime::{Builder, Runtime},
     task::JoinError,
@@ -27,7 +28,7 @@ const SMALLEST_BATCH: usize = 64;
 const ROW_COST: usize = 8 << 10;
 
 pub(crate) struct Engine {
-    /// `None` only while dropping.
+    /// `None`: on the caller's, as a simulation wants it.
     runtime: Option<Runtime>,
     environment: Arc<RuntimeEnv>,
     pub(crate) parallelism: usize,
@@ -37,17 +38,12 @@ pub(crate) struct Engine {
 impl Engine {
     pub(crate) fn new(memory_bytes: usize, parallelism: usize) -> Result<Self, BatchError> {
         let parallelism = parallelism.max(1);
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(parallelism)
-            .thread_name("lamina-batch")
-            .enable_all()
-            .build()
-            .map_err(BatchError::Runtime)?;
+        let runtime = (!offload::is_inline()).then(|| own_runtime(parallelism)).transpose()?;
         let environment = RuntimeEnvBuilder::new()
             .with_memory_pool(Arc::new(FairSpillPool::new(memory_bytes)))
             .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::OsTmpDirectory))
             .build_arc()?;
-        Ok(Self { runtime: Some(runtime), environment, parallelism, memory_bytes })
+        Ok(Self { runtime, environment, parallelism, memory_bytes })
     }
 
     /// Runs `work` on batch's runtime; it is aborted when the caller goes away, and a panic is an error.
@@ -56,8 +52,11 @@ impl Engine {
         T: Send + 'static,
         F: Future<Output = Result<T, BatchError>> + Send + 'static,
     {
-        let Some(runtime) = &self.runtime else { return Err(BatchError::Cancelled) };
-        AbortOnDropHandle::new(runtime.spawn(work)).await.unwrap_or_else(|error| Err(stopped(error)))
+        let task = match &self.runtime {
+            Some(runtime) => runtime.spawn(work),
+            None => tokio::spawn(work),
+        };
+        AbortOnDropHandle::new(task).await.unwrap_or_else(|error| Err(stopped(error)))
     }
 
     /// What one query runs with.
@@ -67,6 +66,11 @@ impl Engine {
             .with_batch_size((self.memory_bytes / self.parallelism / ROW_COST).clamp(SMALLEST_BATCH, LARGEST_BATCH));
         Arc::new(TaskContext::default().with_session_config(config).with_runtime(Arc::clone(&self.environment)))
     }
+}
+
+fn own_runtime(threads: usize) -> Result<Runtime, BatchError> {
+    let mut builder = Builder::new_multi_thread();
+    builder.worker_threads(threads).thread_name("lamina-batch").enable_all().build().map_err(BatchError::Runtime)
 }
 
 impl Drop for Engine {

@@ -29,6 +29,7 @@ pub(crate) async fn execute(batch: &Batch, id: &str, retries: u32, stop: &Cancel
         let Some(job) = begun.filter(|job| !job.state.is_finished()) else { return Ok(()) };
         let (meter, cancel) = (Arc::new(Meter::default()), CancellationToken::new());
         let ended = tokio::select! {
+            biased;
             ended = attempt(batch, &job, &mut results, &meter, &cancel) => ended,
             () = stop.cancelled() => return requeue(store, id).await,
             gone = watch(store, id, &meter, &cancel) => match gone? {},
@@ -143,6 +144,7 @@ async fn watch(
 async fn pause(store: &dyn Store, id: &str, attempts: u32, stop: &CancellationToken) -> Result<bool, StoreError> {
     let pause = Duration::from_secs(1).saturating_mul(1 << attempts.saturating_sub(1).min(6)).min(LONGEST_PAUSE);
     tokio::select! {
+        biased;
         () = tokio::time::sleep(pause) => Ok(true),
         () = stop.cancelled() => requeue(store, id).await.map(|()| false),
     }

@@ -38,6 +38,7 @@ pub(crate) async fn stand(
             Err(error) => tracing::warn!(%error, "lease could not be asked for"),
         }
         tokio::select! {
+            biased;
             () = tokio::time::sleep(lease.pace()) => {}
             () = stop.cancelled() => {}
         }
@@ -49,6 +50,7 @@ async fn renew(lease: &Lease<'_>, term: &CancellationToken) {
     let mut failures = 0;
     loop {
         tokio::select! {
+            biased;
             () = tokio::time::sleep(lease.pace()) => {}
             () = term.cancelled() => return,
         }
@@ -75,8 +77,11 @@ async fn serve(batch: &Batch, holder: &str, schedule: &Schedule, retries: u32, t
     while !term.is_cancelled() {
         if let Err(error) = agenda.turn(term).await {
             tracing::warn!(%error, "batch cannot use the store");
+            // A job whose end could not be stored would seem to run for ever, and keep the schedule from going on.
+            agenda.taken_up = false;
         }
         tokio::select! {
+            biased;
             () = tokio::time::sleep(POLL) => {}
             () = term.cancelled() => {}
         }

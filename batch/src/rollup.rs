@@ -13,7 +13,11 @@ use std::{
 };
 
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
-use lamina_core::{BatchChunks, BatchKey, BatchRow, Cut, Micros, Shard, Store, store::period};
+use lamina_core::{
+    BatchChunks, BatchKey, BatchRow, Cut, Micros, Shard, Store,
+    rules::{self, Rule},
+    store::period,
+};
 use lamina_metric::{BatchChunk, Layout, Metric, Series, States};
 
 use crate::{BatchError, fold::Groups, open::Target};
@@ -235,7 +239,10 @@ impl Rollup {
         for chunks in chunks.chunks(WRITTEN_TOGETHER * PARALLEL) {
             let rows = chunks.iter().map(|chunk| self.row(chunk)).collect::<Result<Vec<_>, _>>()?;
             let writes: Vec<_> = rows.chunks(WRITTEN_TOGETHER).map(|rows| BatchChunks::put(store, rows)).collect();
-            stream::iter(writes).buffer_unordered(PARALLEL).try_collect::<()>().await?;
+            let written = stream::iter(writes).buffer_unordered(PARALLEL).try_collect::<()>().await;
+            if rules::on(Rule::PublishAfterChunks) {
+                written?;
+            }
         }
         Ok(())
     }

@@ -74,6 +74,11 @@ impl Clusters {
         self.run(&["up", kind, &count.to_string()]).map(drop)
     }
 
+    /// Stops all, with their data.
+    pub(crate) fn reset(&self) -> Outcome {
+        if self.used { self.run(&["down"]).map(drop) } else { Ok(()) }
+    }
+
     /// A command of the script, e.g. `kill cassandra-2`.
     pub(crate) fn run(&self, arguments: &[&str]) -> Outcome<String> {
         let script = self.root.join("deploy/local/cluster.sh");

@@ -102,10 +102,15 @@ fn run(options: &Options, chosen: &[&'static Scenario]) -> failure::Outcome<bool
         if let Some(why) = &report.failure {
             eprintln!("FAILED {}: {why}\nlogs of the processes: {}", scenario.name, folder.display());
         }
+        // The next one begins on fresh clusters: old tables fill memory, and nobody knows what a failure left behind.
+        let fresh = report.failure.is_some() || !options.keep;
         reports.push(report);
         report::write(&out, &reports)?;
         if failure::interrupted() {
             break;
+        }
+        if fresh {
+            clusters.reset()?;
         }
     }
     eprintln!("results: {}", out.join("results.md").display());

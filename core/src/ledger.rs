@@ -261,7 +261,8 @@ mod tests {
         let ledger = Ledger { version: 1, epochs: vec![epoch(10)] };
         let id = ledger.epochs[0].id;
         let seal = |counts| {
-            let archive = Archive { path: String::new(), bytes: 0, checksum: 0, counts, event_time: None };
+            let archive =
+                Archive { path: String::new(), bytes: 0, checksum: 0, counts, event_time: None, last_record: None };
             ledger.seal(id, 20, archive, epoch(20), 0)
         };
         let whole = Counts { accepted: 6, dead: 1, duplicates: 1, absent: 2 };

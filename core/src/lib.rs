@@ -16,6 +16,7 @@ pub mod ids;
 pub mod jobs;
 pub mod ledger;
 pub mod log;
+pub mod offload;
 pub mod read;
 pub mod rules;
 pub mod snapshot;

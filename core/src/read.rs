@@ -251,7 +251,11 @@ async fn read_epoch<C: Chunks + ?Sized>(
             Ok(found.or_else(|| (!rules::on(Rule::MissingIsAnError)).then(Vec::new)))
         }
         WantedPart::Deltas(mark) => {
-            let named = mark.sequences.get(&(view.clone(), shard)).copied().unwrap_or(0);
+            let named = mark.sequences.get(&(view.clone(), shard)).copied();
+            if named.is_none() && rules::on(Rule::UnnamedIsAnError) {
+                return Ok(None);
+            }
+            let named = named.unwrap_or(0);
             let upto = if rules::on(Rule::MarkBounds) { named } else { u64::MAX };
             if upto == 0 {
                 return Ok(Some(Vec::new()));

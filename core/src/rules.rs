@@ -25,6 +25,8 @@ pub enum Rule {
     RecheckCuts,
     /// It is not enough that the cut lies within what is served.
     RecheckStarts,
+    /// A view that an epoch's mark does not name is not folded by it, which is not emptiness.
+    UnnamedIsAnError,
     /// A chunk that is named and not there is an error, not emptiness.
     MissingIsAnError,
     /// Epochs above the published cut that left the ledger mean: take everything again.
@@ -43,6 +45,16 @@ pub enum Rule {
     OnlyTheOpenPublishes,
     /// Only epochs below every active view's published cut leave the ledger.
     TrimBelowPublished,
+    /// The mark follows the acknowledgement of every chunk that it names.
+    ChunksBeforeMark,
+    /// The ledger changes only once the archive file is durable.
+    FileBeforeSeal,
+    /// A takeover reads one dedup window back.
+    RememberOneWindow,
+    /// Batch caps series as speed does: by epoch, by first appearance.
+    CapLikeSpeed,
+    /// An answer is read again unless it reaches the positions asked for.
+    AtLeastIsChecked,
 }
 
 #[cfg(any(test, feature = "conformance"))]
@@ -71,7 +83,7 @@ pub use switch::without;
 
 /// Whether a rule holds: always, except within `without` in a test.
 #[inline]
-pub(crate) fn on(rule: Rule) -> bool {
+pub fn on(rule: Rule) -> bool {
     #[cfg(any(test, feature = "conformance"))]
     return switch::on(rule);
     #[cfg(not(any(test, feature = "conformance")))]

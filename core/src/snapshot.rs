@@ -221,3 +221,60 @@ impl Snapshot {
 pub fn no_later(event_time: Micros, append_clock: Micros) -> Micros {
     if append_clock > 0 { event_time.min(append_clock) } else { event_time }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::{Archive, Counts};
+
+    fn epoch(start: Offset, end: Option<Offset>, last: Micros, dedup_clock: Micros) -> Epoch {
+        let counts = Counts { accepted: end.unwrap_or(start) - start, ..Counts::default() };
+        let event_time = Some((0, last));
+        let archive =
+            end.map(|_| Archive { path: String::new(), bytes: 0, checksum: 0, counts, event_time, last_record: None });
+        let (id, opened_at, revision, alive_until, lost) = (EpochId::new(), 0, 1, Micros::MAX, None);
+        Epoch { id, start, end, opened_at, revision, dedup_clock, alive_until, archive, lost }
+    }
+
+    fn snapshot(epochs: Vec<Epoch>, mark: Option<Mark>) -> Snapshot {
+        let taken = Taken { ledger: Ledger { version: 1, epochs }, mark };
+        Snapshot { now: 0, published: Published::default(), since: 1, taken: [(0, taken)].into() }
+    }
+
+    #[test]
+    fn an_event_that_lies_ahead_counts_as_of_the_time_it_was_taken_in() {
+        let epochs = vec![epoch(0, Some(5), 4_000_000, 0), epoch(5, None, 0, 1_000)];
+        assert_eq!(snapshot(epochs, None).watermark(), Some(1_000));
+        let epochs = vec![epoch(0, Some(5), 900, 0), epoch(5, None, 0, 1_000)];
+        assert_eq!(snapshot(epochs, None).watermark(), Some(900));
+    }
+
+    #[test]
+    fn what_was_lost_is_told_once_wherever_it_stands() {
+        let lost = |snapshot: &Snapshot| {
+            let missing = snapshot.missing().into_iter();
+            missing
+                .filter(|missing| missing.why == MissingBecause::Lost)
+                .map(|one| (one.from, one.to))
+                .collect::<Vec<_>>()
+        };
+        let sealed = Epoch { lost: Some((0, 3)), ..epoch(0, Some(5), 1, 0) };
+        let mark = Mark { end: 9, lost: Some((6, 8)), ..Mark::default() };
+        let mut all = snapshot(vec![sealed, epoch(5, None, 1, 1)], Some(mark));
+        assert_eq!(lost(&all), [(0, 3), (6, 8)]);
+        all.published.lose([(0, 0..3), (0, 0..3), (1, 7..9)]);
+        assert_eq!(lost(&all), [(0, 3), (6, 8)], "what batch published is the same loss");
+        all.taken.insert(0, Taken::default());
+        assert_eq!(lost(&all), [(0, 3)], "and stays when the epoch has left the ledger");
+    }
+
+    #[test]
+    fn a_cut_that_the_ledger_does_not_know_is_stale() {
+        let mut other = snapshot(vec![epoch(0, Some(5), 1, 0), epoch(5, None, 1, 1)], None);
+        other.published.generation = 1;
+        other.published.cut.set(0, 5);
+        assert_eq!(other.check(), Ok(()));
+        other.published.cut.set(0, 3);
+        assert_eq!(other.check(), Err(Stale));
+    }
+}

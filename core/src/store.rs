@@ -93,7 +93,8 @@ pub fn slot(opened_at: Micros) -> i64 {
 pub struct Mark {
     /// Position after the last folded record.
     pub end: Offset,
-    /// Number of delta chunks per (view, shard): sequences `0..n` exist.
+    /// Number of delta chunks per (view, shard): sequences `0..n` exist. A view that is not named is not folded by the
+    /// epoch, as its writer's definitions do not have it (any more): that is not emptiness.
     pub sequences: BTreeMap<(ViewId, Shard), u64>,
     /// Largest event time folded, if any was.
     pub watermark: Option<Micros>,

@@ -168,6 +168,13 @@ impl Writer {
         self.epoch.lost = Some((known.0.min(range.0), known.1.max(range.1)));
     }
 
+    /// Notes the shards of all views that this epoch folds: marks name each, changed or not.
+    pub fn folds(&mut self, all: impl IntoIterator<Item = (ViewId, Shard)>) {
+        for place in all {
+            self.sequences.entry(place).or_default();
+        }
+    }
+
     /// The next flush: everything folded up to here, for the shards that changed since the last one.
     pub fn flush(
         &mut self,

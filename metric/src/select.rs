@@ -77,7 +77,7 @@ impl SeriesFilter {
         }
         let longer = |heads: Vec<Vec<DimensionValue>>, values: &Vec<DimensionValue>| {
             let with =
-                |head: &Vec<DimensionValue>, value: &DimensionValue| [head.as_slice(), &[value.clone()]].concat();
+                |head: &Vec<DimensionValue>, value: &DimensionValue| [head, std::slice::from_ref(value)].concat();
             heads.iter().flat_map(|head| values.iter().map(move |value| with(head, value))).collect()
         };
         let mut series: Vec<Series> =

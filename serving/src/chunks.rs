@@ -11,6 +11,7 @@ use std::{ops::Range, sync::Arc};
 use async_trait::async_trait;
 use lamina_core::{
     Cut, EpochId, Generation, Micros, Offset, Shard, ViewId,
+    offload::offload,
     read::{BatchScan, Chunks},
     snapshot::{Wanted, WantedPart},
     store::{BatchRow, Store, StoreError},
@@ -148,10 +149,9 @@ impl Chunks for CachedChunks {
         }
         let rows =
             self.store.scan(scan.view, scan.width, scan.base, scan.shard, scan.periods.clone(), scan.series).await?;
-        let parts =
-            tokio::task::spawn_blocking(move || rows.into_iter().map(decode_batch).collect::<Result<Vec<_>, _>>())
-                .await
-                .map_err(|error| StoreError::Corrupt { what: "a batch chunk".to_owned(), why: error.to_string() })??;
+        let parts = offload(move || rows.into_iter().map(decode_batch).collect::<Result<Vec<_>, _>>())
+            .await
+            .map_err(|error| StoreError::Corrupt { what: "a batch chunk".to_owned(), why: error.to_string() })??;
         self.batch.insert(key, Arc::new(parts.clone())).await;
         Ok(parts)
     }

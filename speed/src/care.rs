@@ -11,6 +11,7 @@ use bytes::Bytes;
 use lamina_core::{
     Change, Commit, Epoch, EpochId, Mark, Part, Shard, SpeedKey, Stamp, StoreError, ViewId,
     generation::load_view,
+    offload::offload,
     store,
     writer::{Resolved, stamps},
 };
@@ -209,7 +210,7 @@ impl Hold {
         let file = archive_file::get(&*self.place.deps.archive, archive).await?;
         let (catalog, source) = (Arc::clone(&self.folding), self.place.source.clone());
         let revision = epoch.revision;
-        let fold = tokio::task::spawn_blocking(move || fold_file(&catalog, &source, revision, file));
+        let fold = offload(move || fold_file(&catalog, &source, revision, file));
         let chunks = fold.await.map_err(|error| FoldError::Broken(error.to_string()))??;
 
         let (id, opened_at) = (EpochId::new(), self.place.deps.clock.now());

@@ -44,6 +44,7 @@ pub(crate) async fn run(deps: Arc<Deps>, config: Arc<Config>, stop: Cancellation
             started += 1;
         }
         tokio::select! {
+            biased;
             changed = catalog.changed(), if catalog_open => catalog_open = changed.is_ok(),
             ended = lanes.join_next() => match ended {
                 None => return Ok(()),
@@ -71,6 +72,7 @@ async fn run_lane(
         let present = seen.look(&*deps.log, &wanted).await;
         if present.is_empty() {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return Ok(()),
                 // A closed channel gives an error at once: then the pause alone counts.
                 Ok(()) = catalog.changed() => {}

@@ -5,7 +5,11 @@
 
 use std::sync::Arc;
 
-use lamina_core::{Offset, Stamp, log::LogError};
+use lamina_core::{
+    Offset, Stamp,
+    log::LogError,
+    rules::{self, Rule},
+};
 use tokio::time::Instant;
 use tracing::error;
 
@@ -13,6 +17,7 @@ use crate::{
     fold::EpochFold,
     partition::{Hold, Interrupt},
     retry::{Patience, until_done},
+    views::shards_of,
 };
 
 impl Hold {
@@ -27,6 +32,7 @@ impl Hold {
         let letters = delta.dead.iter().filter(|letter| letter.metric.is_some()).count();
         place.instruments.rejected(letters as u64);
         let (dirty, bytes): (Vec<_>, Vec<_>) = delta.chunks.into_iter().unzip();
+        self.writer.folds(shards_of(&self.folding, &place.source, self.writer.epoch().revision));
         let flush = self.writer.flush(&dirty, delta.watermark, delta.appended_at);
         let chunks: Vec<_> = flush.keys.iter().cloned().zip(bytes).collect();
         let stamp = Stamp { at: flush.stamp, ttl: place.config.ttl_seconds() };
@@ -34,7 +40,11 @@ impl Hold {
         self.same_topic().await?;
         until_done!("append dead letters", &place, self.dead_letters.append(log, &mut delta.dead));
         if !chunks.is_empty() {
-            until_done!("write chunks", &place, place.put_chunks(&chunks, stamp));
+            if rules::on(Rule::ChunksBeforeMark) {
+                until_done!("write chunks", &place, place.put_chunks(&chunks, stamp));
+            } else {
+                let _ = place.put_chunks(&chunks, stamp).await;
+            }
         }
         let epoch = self.writer.epoch().id;
         until_done!("write the mark", &place, store.put_mark(&self.log, place.partition, epoch, &flush.mark, stamp));

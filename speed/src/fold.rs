@@ -16,7 +16,7 @@ use arrow::{
     record_batch::RecordBatch,
 };
 use bytes::Bytes;
-use lamina_core::{Counts, Epoch, Micros, Offset, Partition, log::Record, snapshot::no_later};
+use lamina_core::{Counts, Epoch, Micros, Offset, Partition, log::Record, offload::offload, snapshot::no_later};
 use lamina_metric::{Catalog, Decoded, Outcome, Source, archive, archive_schema};
 
 use crate::{
@@ -318,7 +318,7 @@ impl Workbench {
             let done = work(&mut fold);
             (fold, done)
         };
-        let (fold, done) = tokio::task::spawn_blocking(step).await.map_err(|error| broken(&error.to_string()))?;
+        let (fold, done) = offload(step).await.map_err(|error| broken(&error.to_string()))?;
         if done.is_ok() {
             *self.held() = Some(fold);
         }

@@ -10,6 +10,7 @@ use lamina_core::{
     Archive, Epoch, EpochId, Ledger, Micros, Offset, Stamp, StoreError,
     generation::{load_view, trim_below},
     log::LogError,
+    rules::{self, Rule},
     store::SpeedKey,
     writer::NextEpoch,
 };
@@ -128,7 +129,10 @@ impl Hold {
         self.check_gap().await?;
         let Self { place, log, ledger, .. } = &*self;
         place.put_chunks(&draft.chunks, draft.stamp).await?;
-        archive_file::put(&*place.deps.archive, &draft.path, &draft.file).await?;
+        let durable = archive_file::put(&*place.deps.archive, &draft.path, &draft.file).await;
+        if rules::on(Rule::FileBeforeSeal) {
+            durable?;
+        }
         let covered = self.covered_by_all(ledger).await?;
         let leaving: Vec<Epoch> = ledger.trimmable(covered).take(MAX_TRIM).cloned().collect();
         if !leaving.is_empty() {

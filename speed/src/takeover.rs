@@ -8,6 +8,7 @@ use lamina_core::{
     Consistency, Epoch, EpochId, Ledger, LedgerError, LogId, Mark, Offset,
     log::{Record, Span},
     read::open_mark,
+    rules::{self, Rule},
     writer::{Takeover, Writer},
 };
 use lamina_metric::{Catalog, Source};
@@ -149,7 +150,8 @@ async fn begin(
 
 /// Where to begin to read: the epoch's start, or one dedup window before it.
 async fn rewind(place: &Arc<Place>, source: &Source, epoch: &Epoch) -> Offset {
-    if source.definition.id.is_none() || epoch.dedup_clock == 0 {
+    let forgets = !rules::on(Rule::RememberOneWindow);
+    if source.definition.id.is_none() || epoch.dedup_clock == 0 || forgets {
         return epoch.start;
     }
     let at = epoch.dedup_clock.saturating_sub(source.dedup_window);

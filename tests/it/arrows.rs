@@ -1,5 +1,5 @@
 //! Who may import whom: `core` nobody, `metric` core, the layers core and metric but never each other, and only the root
-//! names a backend.
+//! names a backend; the simulation stands above the layers, for tests only.
 
 use std::{fs, path::Path};
 
@@ -40,8 +40,16 @@ fn layers_do_not_know_each_other() {
 }
 
 #[test]
+fn only_the_simulation_knows_all_layers_and_nobody_knows_it() {
+    assert_eq!(ours("sim"), ["lamina-batch", "lamina-core", "lamina-metric", "lamina-serving", "lamina-speed"]);
+    for folder in ["core", "metric", "speed", "batch", "serving", "."] {
+        assert!(!ours(folder).contains(&"lamina-sim".to_owned()), "{folder} imports the simulation");
+    }
+}
+
+#[test]
 fn only_the_root_names_a_backend() {
-    for folder in ["core", "metric", "speed", "batch", "serving"] {
+    for folder in ["core", "metric", "speed", "batch", "serving", "sim"] {
         let named: Vec<_> = dependencies(folder).into_iter().filter(|name| BACKENDS.contains(&name.as_str())).collect();
         assert!(named.is_empty(), "{folder} names {named:?}; go through the traits of lamina-core");
     }
@@ -54,7 +62,7 @@ fn the_oracle_of_chaos_imports_nothing_of_ours() {
 
 #[test]
 fn every_crate_says_what_it_is_for() {
-    for folder in ["core", "metric", "speed", "batch", "serving", "."] {
+    for folder in ["core", "metric", "speed", "batch", "serving", "sim", "."] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join("src/lib.rs");
         let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         assert!(text.starts_with("//!"), "{} does not open with what the crate is for", path.display());

@@ -234,13 +234,9 @@ pub(crate) fn run(arguments: &[&str]) -> Output {
     Command::new(LAMINA).args(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 /// Writes `lamina.toml`; gives its path and the port that it names.
 pub(crate) fn configure(folder: &Path, settings: &Settings, keyspace: &str) -> (PathBuf, u16) {
-    let port = free_port();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let config = folder.join("lamina.toml");
     fs::write(&config, configuration(folder, settings, keyspace, port)).unwrap();
     (config, port)

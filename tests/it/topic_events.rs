@@ -22,7 +22,7 @@ use super::{
         visible,
     },
     kafka::{admin, broker, connect, options},
-    process::{Addresses, Backend, Lamina, Settings, free_port},
+    process::{Addresses, Backend, Lamina, Settings},
 };
 
 /// How long lamina may take to notice what became of a topic.
@@ -308,6 +308,12 @@ fn what_retention_took_before_it_was_read_is_missing_in_every_answer_that_passes
     assert!(lamina.stop(SOON).success());
 }
 
+/// A free port below those that the system gives to outgoing connections: one of those could take it while its owner is away.
+fn lasting_port() -> u16 {
+    let mut ports = std::iter::repeat_with(|| 20_000 + (uuid::Uuid::new_v4().as_u128() % 12_000) as u16);
+    ports.find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
+}
+
 /// A broker of this test's own, which it may kill.
 struct Broker {
     folder: PathBuf,
@@ -316,7 +322,7 @@ struct Broker {
 
 impl Broker {
     fn start(folder: &Path) -> Self {
-        let broker = Self { folder: folder.join("broker"), ports: (free_port(), free_port()) };
+        let broker = Self { folder: folder.join("broker"), ports: (lasting_port(), lasting_port()) };
         std::fs::create_dir(&broker.folder).unwrap();
         broker.up();
         broker
@@ -391,7 +397,7 @@ fn a_broker_that_vanishes_and_returns_costs_no_event_and_no_wrong_answer() {
             kafka.up()
         }
         let back = Instant::now();
-        lamina.wait_until_ready();
+        lamina.until("it is ready again", || get(&lamina, "/readyz").status == 200);
         lamina.until("ingest goes on", || post(&lamina, &[], lines(sent..sent + 10)).status == 202);
         sent += 10;
         visible(&lamina, sent);

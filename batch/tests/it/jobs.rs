@@ -134,3 +134,27 @@ async fn a_running_job_stops_within_seconds_of_the_wish_to_cancel_it() {
     stop.cancel();
     handle.await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_end_could_not_be_stored_is_taken_up_again_by_the_same_leader() {
+    let world = World::new(DEFINITIONS);
+    world.seal(0, &events(50)).await;
+    let id = queue(&world, Recompute::default()).await;
+    let slow = ThrottleConfig { wait_get_per_call: Duration::from_secs(1), ..ThrottleConfig::default() };
+    let archive = Arc::new(ThrottledStore::new(world.files.fork(), slow));
+    let deps = Deps { clock: Arc::new(SystemClock), archive, ..world.deps.clone() };
+    // Longer than the store is away: nobody else comes to lead.
+    let lease = Duration::from_secs(60);
+    let config = Config { schedule: Schedule::Off, memory_bytes: 64 << 20, parallelism: 1, lease, retries: 0 };
+    let stop = CancellationToken::new();
+    let handle = tokio::spawn(lamina_batch::run(deps, config, stop.clone()));
+    while jobs::load(&*world.store, &id).await.unwrap().unwrap().1.state != JobState::Running {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    world.store.fail_after(Some(0));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    world.store.fail_after(None);
+    assert_eq!(ended(&world, &id).await.state, JobState::Succeeded);
+    stop.cancel();
+    handle.await.unwrap().unwrap();
+}

@@ -73,7 +73,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "closed-buckets",
         about: "200 closed buckets, read through 10 batch cycles",
         needs: ONE_BROKER,
-        rate: 5_000,
+        rate: 500,
         play: batch::closed_buckets,
     },
     Scenario {
@@ -234,9 +234,13 @@ impl<'a> Run<'a> {
             world.tidy();
         }
         let totals = ended?;
-        let least = totals.seconds;
-        if totals.figures.checked < least / 2 {
-            return Err(Failure::Broken(format!("only {} answers were checked in {least} s", totals.figures.checked)));
+        // A scenario that checks next to nothing shows nothing; while a quorum is lost there is nothing to check.
+        let least = 30 + totals.seconds / 10;
+        if totals.figures.checked < least {
+            let why =
+                format!("{} answers were checked in {} s, fewer than {least}", totals.figures.checked, totals.seconds);
+            self.figures = Some(totals.figures);
+            return Err(Failure::Broken(why));
         }
         Ok(totals)
     }

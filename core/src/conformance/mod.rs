@@ -9,6 +9,7 @@ mod consumer;
 mod documents;
 mod ledgers;
 mod log;
+pub mod memory;
 
 use std::{
     future::Future,

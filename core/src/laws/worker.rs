@@ -79,6 +79,7 @@ impl Worker {
             return;
         }
         let (dirty, states): (Vec<_>, Vec<_>) = std::mem::take(&mut self.delta).into_iter().unzip();
+        self.writer.folds(world::shards());
         let flush = self.writer.flush(&dirty, None, None);
         let chunks = flush.keys.iter().cloned().zip(states).collect();
         world.note("flush", format!("{} to {}", self.writer.epoch().id, flush.mark.end));

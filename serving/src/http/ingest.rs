@@ -8,7 +8,10 @@ use axum::{
     http::StatusCode,
 };
 use bytes::Bytes;
-use lamina_core::log::{Append, Topic};
+use lamina_core::{
+    log::{Append, Topic},
+    offload::offload,
+};
 use lamina_metric::{Format, IngestRecord, Source};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -124,7 +127,7 @@ async fn split(
     let source = Arc::clone(source);
     let (max_body, max_event, max_events) =
         (app.config.max_body_bytes, app.config.max_event_bytes, app.config.max_events);
-    let work = tokio::task::spawn_blocking(move || {
+    let work = offload(move || {
         let body = packing.unpack(packed, max_body)?;
         if at_most_events(&body) > max_events {
             let detail = format!("the body holds more than {max_events} events: send it in parts");

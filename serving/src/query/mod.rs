@@ -15,6 +15,8 @@ mod table;
 
 use std::collections::BTreeMap;
 
+use lamina_core::offload::offload;
+
 use self::{
     encode::{BatchMeta, Body, Meta, Overflow, SpeedMeta},
     merge::Read,
@@ -29,7 +31,7 @@ pub(crate) async fn answer(app: &App, metric: &str, params: Params) -> Result<Ve
     let metric = app.metric(metric)?;
     let (plan, read) = read::read(app, &metric, &params).await?;
     // Merging and encoding may take a while; other requests go on meanwhile.
-    let work = tokio::task::spawn_blocking(move || encoded(&plan, &read, &params));
+    let work = offload(move || encoded(&plan, &read, &params));
     work.await.map_err(|error| Problem::internal(&error))?
 }
 

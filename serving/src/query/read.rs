@@ -7,6 +7,7 @@ use bytes::Bytes;
 use lamina_core::{
     LogId, Partition, Shard, generation,
     read::{self, Request},
+    rules::{self, Rule},
 };
 use lamina_metric::{Metric, Series, Source};
 use tokio::time::Instant;
@@ -89,14 +90,15 @@ async fn read_at(app: &App, plan: &Plan, partitions: &Partitions, tokens: &[&Tok
     let reading = async {
         if !tokens.is_empty() {
             let positions = read::take(&*app.deps.store, &request, false).await?.positions();
-            if !tokens.iter().all(|token| token.reached(&positions)) {
+            if !tokens.iter().all(|token| token.reached(&positions)) && rules::on(Rule::AtLeastIsChecked) {
                 return Ok(None);
             }
         }
         let read = read::read(&*app.deps.store, &app.chunks, &request).await?;
         // A takeover may have set the open tail back between the two.
         let positions = read.snapshot.positions();
-        Ok(tokens.iter().all(|token| token.reached(&positions)).then_some(read))
+        let reached = tokens.iter().all(|token| token.reached(&positions)) || !rules::on(Rule::AtLeastIsChecked);
+        Ok(reached.then_some(read))
     };
     tokio::time::timeout(within, reading).await.map_err(|_| {
         let detail =

@@ -72,6 +72,7 @@ async fn the_openapi_document_names_every_route_and_every_query_parameter() {
         "/v1/metrics/{metric}/query",
         "/v1/sources",
         "/v1/sources/{source}",
+        "/v1/sources/{source}/epochs",
         "/v1/sources/{source}/events",
         "/v1/recomputes",
         "/v1/jobs",

@@ -140,7 +140,8 @@ async fn freshness_tells_how_far_speed_and_batch_have_come() {
     let names = ["metric", "status", "reason", "speed", "batch", "coverage_gap_ms", "ttl_headroom_ms"];
     assert_eq!(keys(metric), names);
     assert_eq!(keys(&metric["speed"]), ["watermark", "lag_ms", "partitions"]);
-    let partition = json!({"partition": 0, "position": 1, "end": 1, "lag_records": 0, "state": "idle"});
+    let partition = json!({"partition": 0, "position": 1, "end": 1, "lag_records": 0, "retention_left": null,
+        "state": "idle"});
     assert_eq!(metric["speed"]["partitions"][0], partition);
     assert_eq!(keys(&metric["batch"]), ["generation", "through", "age_ms", "next_run"]);
     assert_eq!((&metric["batch"]["generation"], &metric["ttl_headroom_ms"]), (&json!(1), &Value::Null));

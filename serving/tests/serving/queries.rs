@@ -324,6 +324,16 @@ async fn below_the_horizon_nothing_is_answered_and_the_answer_says_where_it_begi
 }
 
 #[tokio::test]
+async fn a_view_that_the_open_epoch_does_not_fold_is_an_error_and_not_empty() {
+    let mut world = World::new().await;
+    world.append(0, &edit("00:00:00", Some("a"), "DE", "u", 1));
+    world.flush(0).await;
+    world.query(&[FROM, TO]).await.ok();
+    world.fold_other_views(0).await;
+    world.query(&[FROM, TO]).await.problem(503);
+}
+
+#[tokio::test]
 async fn what_the_cap_left_without_a_series_is_said() {
     let mut world = World::new().await;
     for (channel, added) in [("a", 1), ("b", 2), ("c", 3), ("d", 4)] {

@@ -315,6 +315,9 @@ impl World {
         let mut next = Mark { end, number: mark.number + 1, watermark: Some(end as i64), ..mark };
         let mut chunks = Vec::new();
         for (_, view, mut fold) in self.folds(partition, from..end) {
+            for shard in 0..view.shards {
+                next.sequences.entry((view.id.clone(), shard)).or_default();
+            }
             for (shard, chunk) in fold.take_delta() {
                 let sequence = next.sequences.entry((view.id.clone(), shard)).or_default();
                 chunks.push((key(&open, &view, shard, Part::Delta(*sequence)), chunk.encode().unwrap()));
@@ -325,6 +328,16 @@ impl World {
         SpeedChunks::put(&*self.store, &chunks, stamp).await.unwrap();
         self.store.put_mark(&self.id, partition, open.id, &next, stamp).await.unwrap();
         self.marks.insert(partition, next);
+    }
+
+    /// Leaves the open epoch's mark as a worker does whose definitions have none of these views (any more).
+    pub(crate) async fn fold_other_views(&mut self, partition: Partition) {
+        let open = self.open(partition).await;
+        let mark = self.marks.entry(partition).or_default();
+        mark.sequences.clear();
+        mark.number += 1;
+        let stamp = Stamp { at: open.opened_at, ttl: 1 };
+        self.store.put_mark(&self.id, partition, open.id, mark, stamp).await.unwrap();
     }
 
     /// Ends the open epoch where the log ends.

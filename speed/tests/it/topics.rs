@@ -17,7 +17,7 @@ fn push(world: &World, numbers: std::ops::Range<i64>) {
 
 /// What answers lack, if it was lost.
 async fn lost(world: &World) -> Vec<(Offset, Offset)> {
-    let missing = world.inputs("added").await.unwrap().snapshot.missing(0);
+    let missing = world.inputs("added").await.unwrap().snapshot.missing();
     let lost = missing.iter().filter(|missing| missing.why == MissingBecause::Lost);
     lost.map(|Missing { from, to, .. }| (*from, *to)).collect()
 }

@@ -97,8 +97,7 @@ pub(super) async fn verify(connection: &Connection, keyspace: &str) -> Result<()
     }
     let query = "SELECT table_name, gc_grace_seconds, default_time_to_live, compaction FROM system_schema.tables \
                  WHERE keyspace_name = ?";
-    let tables: Vec<(String, Option<i32>, Option<i32>, Option<BTreeMap<String, String>>)> =
-        connection.ask(query, (keyspace,)).await?;
+    let tables: Vec<TableOptions> = connection.ask(query, (keyspace,)).await?;
     for (table, grace, ttl, compaction) in tables.into_iter().filter(|(table, ..)| found.contains_key(table)) {
         if let Some(why) = harmful(grace, ttl, &compaction.unwrap_or_default()) {
             return Err(StoreError::Refused(format!(
@@ -108,6 +107,9 @@ pub(super) async fn verify(connection: &Connection, keyspace: &str) -> Result<()
     }
     Ok(())
 }
+
+/// Name, `gc_grace_seconds`, `default_time_to_live` and compaction of a table.
+type TableOptions = (String, Option<i32>, Option<i32>, Option<BTreeMap<String, String>>);
 
 /// Why rows of a table with these options could come back or go too early.
 fn harmful(grace: Option<i32>, ttl: Option<i32>, compaction: &BTreeMap<String, String>) -> Option<String> {

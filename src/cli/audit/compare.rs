@@ -13,6 +13,7 @@ const FLOAT_ERROR: f64 = 1e-9;
 
 /// Something that is not as it must be.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "few differ in the archive, and all are few")]
 pub(super) enum Difference {
     Value {
         metric: String,

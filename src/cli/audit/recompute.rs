@@ -181,7 +181,7 @@ fn fold_file(
         return Err(damaged(format!("its rows are {counts:?}, the ledger says {:?}", named.counts)));
     }
     // Answers that fold the same views up to the same offset share the work.
-    let mut groups: BTreeMap<(String, usize, Offset), Vec<&(usize, Fold)>> = BTreeMap::new();
+    let mut groups: BTreeMap<_, Vec<&(usize, Fold)>> = BTreeMap::new();
     for one in &folds {
         let upto = one.1.positions.get(&partition).copied().unwrap_or(0);
         groups.entry((one.1.metric.name.clone(), one.1.view, upto)).or_default().push(one);

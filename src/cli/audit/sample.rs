@@ -27,7 +27,7 @@ impl Random {
 
     /// A number below `bound`, 0 if there is none.
     pub(super) fn below(&mut self, bound: usize) -> usize {
-        (u128::from(self.next()) * bound as u128 >> 64) as usize
+        ((u128::from(self.next()) * bound as u128) >> 64) as usize
     }
 
     pub(super) fn pick<'a, T>(&mut self, from: &'a [T]) -> Option<&'a T> {
