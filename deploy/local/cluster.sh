@@ -30,12 +30,14 @@ make_node() {
             for ((i = 1; i <= nodes; i++)); do voters+=("$i@$(host_of "kafka-$i"):$controller_port"); done
             make_kafka "$node" "$host" "$id" "$(IFS=,; echo "${voters[*]}")" "$nodes"
             local port=$LAMINA_KAFKA_PORT settings=$run_dir/$node/server.properties
-            # Of a setting that stands twice the last counts.
+            # Of a setting that stands twice the last counts. Elections must end on a machine that is busy, too.
             cat >>"$settings" <<END
 listeners=PLAINTEXT://$host:$port,CONTROLLER://$host:$controller_port,PROXIED://$host:$((port + 2))
 advertised.listeners=PLAINTEXT://$host:$port,PROXIED://$host:$((port + 3))
 listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT
 inter.broker.listener.name=PLAINTEXT
+controller.quorum.election.timeout.ms=4000
+controller.quorum.fetch.timeout.ms=6000
 END
             ;;
         cassandra-*) make_cassandra "$node" "$host" "$(host_of cassandra-1)" ;;

@@ -29,7 +29,6 @@ pub const MUTANTS: &[Mutant] = &[
     mutant("LedgerDecides", &[Rule::LedgerDecides], FOLD, 0),
     mutant("MarkBounds", &[Rule::MarkBounds], FOLD, 0),
     mutant("RecheckCuts", &[Rule::RecheckCuts], FOLD, 0),
-    mutant("MissingIsAnError", &[Rule::MissingIsAnError], FOLD, 0),
     mutant("UnnamedIsAnError", &[Rule::UnnamedIsAnError], FOLD, 0),
     mutant("FreshBatchChunks", &[Rule::FreshBatchChunks], FOLD, 0),
     mutant("ExtendFromOwnCut", &[Rule::ExtendFromOwnCut], FOLD, 0),

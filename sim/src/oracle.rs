@@ -313,8 +313,8 @@ impl Answer {
         Some(answer)
     }
 
-    pub(crate) fn missing_because(&self, why: &str) -> Vec<(Partition, Offset, Offset)> {
-        let because = self.missing.iter().filter(|(.., own)| own == why);
+    pub(crate) fn missing_because(&self, whys: &[&str]) -> Vec<(Partition, Offset, Offset)> {
+        let because = self.missing.iter().filter(|(.., own)| whys.contains(&own.as_str()));
         because.map(|(partition, from, to, _)| (*partition, *from, *to)).collect()
     }
 }
