@@ -20,7 +20,7 @@ pub(crate) async fn stand(
     retries: u32,
     stop: &CancellationToken,
 ) {
-    let lease = Lease::new(&*batch.deps.store, &*batch.deps.clock, length);
+    let lease = Lease::new(&*batch.deps.store, length);
     while !stop.is_cancelled() {
         match lease.hold().await {
             Ok(true) => {

@@ -1,11 +1,18 @@
-//! Who leads batch: a document that names a holder and a time.
+//! Who leads batch: a document that its holder renews.
+//!
+//! Whoever sees it unchanged for as long as it lasts takes it over. So nothing rests on the wall clocks of machines, which
+//! jump: each measures for itself how long nothing happened.
 //!
 //! For liveness only: two leaders at once waste work, but generations keep them from harm.
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
-use lamina_core::{Clock, Commit, Documents, Micros, Store, StoreError, envelope};
+use lamina_core::{Commit, Documents, Store, StoreError, envelope};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 const KIND: &str = "lease";
@@ -14,19 +21,21 @@ const KEY: &str = "batch";
 #[derive(Debug, Serialize, Deserialize)]
 struct Held {
     holder: String,
-    until: Micros,
+    /// How long it is to be left alone without being renewed, in ms.
+    lasts_ms: u64,
 }
 
 pub(crate) struct Lease<'a> {
     store: &'a dyn Store,
-    clock: &'a dyn Clock,
     holder: String,
     length: Duration,
+    /// The version that was seen last, and since when.
+    seen: Mutex<Option<(u64, Instant)>>,
 }
 
 impl<'a> Lease<'a> {
-    pub(crate) fn new(store: &'a dyn Store, clock: &'a dyn Clock, length: Duration) -> Self {
-        Self { store, clock, holder: Uuid::now_v7().simple().to_string(), length }
+    pub(crate) fn new(store: &'a dyn Store, length: Duration) -> Self {
+        Self { store, holder: Uuid::now_v7().simple().to_string(), length, seen: Mutex::default() }
     }
 
     pub(crate) fn holder(&self) -> &str {
@@ -40,28 +49,36 @@ impl<'a> Lease<'a> {
 
     /// Takes or renews the lease; false if another holds it.
     pub(crate) async fn hold(&self) -> Result<bool, StoreError> {
-        let length = Micros::try_from(self.length.as_micros()).unwrap_or(Micros::MAX);
-        self.write(length).await
+        self.write(self.length).await
     }
 
     /// Lets the next one lead at once.
     pub(crate) async fn release(&self) -> Result<bool, StoreError> {
-        self.write(0).await
+        self.write(Duration::ZERO).await
     }
 
-    async fn write(&self, length: Micros) -> Result<bool, StoreError> {
-        let now = self.clock.now();
+    async fn write(&self, length: Duration) -> Result<bool, StoreError> {
         let (version, held) = match self.store.get(KIND, KEY).await? {
             Some(document) => (document.version, envelope::unpack::<Held>(&document.value).ok()),
             None => (0, None),
         };
-        if held.is_some_and(|held| held.holder != self.holder && held.until > now) {
+        if held.is_some_and(|held| held.holder != self.holder && !self.has_run_out(version, &held)) {
             return Ok(false);
         }
-        let next = Held { holder: self.holder.clone(), until: now.saturating_add(length) };
+        let next = Held { holder: self.holder.clone(), lasts_ms: length.as_millis() as u64 };
         let value = envelope::pack(&next)
             .map_err(|error| StoreError::Corrupt { what: "batch lease".to_owned(), why: error.to_string() })?;
         // An unknown outcome is an error: the caller asks again, and then reads what became of it.
         Ok(Documents::put(self.store, KIND, KEY, version, value.into()).await? == Commit::Applied)
+    }
+
+    /// Whether this process saw the lease unchanged for as long as it lasts.
+    fn has_run_out(&self, version: u64, held: &Held) -> bool {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = match *seen {
+            Some((same, since)) if same == version => since,
+            _ => seen.insert((version, Instant::now())).1,
+        };
+        since.elapsed() >= Duration::from_millis(held.lasts_ms)
     }
 }

@@ -6,9 +6,13 @@
 //! bytes 5..   compressed body
 //! ```
 
+use std::{cell::RefCell, io};
+
 use serde::{Serialize, de::DeserializeOwned};
+use zstd::bulk::{Compressor, Decompressor};
 
 const FORMAT: u8 = 1;
+const LEVEL: i32 = 1;
 const HEAD: usize = 5;
 /// A stored value never unpacks to more than this; a larger one is damaged or hostile.
 const MAX_BODY: usize = 256 << 20;
@@ -23,7 +27,7 @@ pub enum EnvelopeError {
     #[error("checksum differs: the bytes were damaged")]
     Checksum,
     #[error("body does not unpack")]
-    Unpack(#[source] std::io::Error),
+    Unpack(#[source] io::Error),
     #[error("body does not decode")]
     Body(#[source] postcard::Error),
 }
@@ -34,7 +38,7 @@ pub enum EnvelopeError {
 /// If the value cannot be serialised, which plain data never runs into.
 pub fn pack<T: Serialize>(value: &T) -> Result<Vec<u8>, EnvelopeError> {
     let body = postcard::to_stdvec(value).map_err(EnvelopeError::Body)?;
-    let body = zstd::bulk::compress(&body, 1).map_err(EnvelopeError::Unpack)?;
+    let body = compress(&body).map_err(EnvelopeError::Unpack)?;
     let mut packed = Vec::with_capacity(HEAD + body.len());
     packed.push(FORMAT);
     packed.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
@@ -54,9 +58,29 @@ pub fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, EnvelopeError> {
     if head[1..] != crc32fast::hash(body).to_le_bytes() {
         return Err(EnvelopeError::Checksum);
     }
-    let size = zstd::bulk::Decompressor::upper_bound(body).unwrap_or(MAX_BODY).min(MAX_BODY);
-    let body = zstd::bulk::decompress(body, size).map_err(EnvelopeError::Unpack)?;
+    let size = Decompressor::upper_bound(body).unwrap_or(MAX_BODY).min(MAX_BODY);
+    let body = decompress(body, size).map_err(EnvelopeError::Unpack)?;
     postcard::from_bytes(&body).map_err(EnvelopeError::Body)
+}
+
+// Setting a context up costs more than a small body, so each thread keeps its own.
+thread_local! {
+    static COMPRESSOR: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
+    static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
+fn compress(body: &[u8]) -> io::Result<Vec<u8>> {
+    COMPRESSOR.with_borrow_mut(|kept| match kept {
+        Some(context) => context.compress(body),
+        None => kept.insert(Compressor::new(LEVEL)?).compress(body),
+    })
+}
+
+fn decompress(body: &[u8], size: usize) -> io::Result<Vec<u8>> {
+    DECOMPRESSOR.with_borrow_mut(|kept| match kept {
+        Some(context) => context.decompress(body, size),
+        None => kept.insert(Decompressor::new()?).decompress(body, size),
+    })
 }
 
 #[cfg(test)]

@@ -122,7 +122,10 @@ launch() {
     shift
     # The lock (descriptor 9) must not be held by the daemon.
     (cd "$dir" && exec setsid java "-Dlamina.backend=$dir" "$@" >>"$dir/log" 2>&1 </dev/null 9>&-) &
-    echo $! >"$dir/pid"
+    local pid=$!
+    echo "$pid" >"$dir/pid"
+    # Until the shell in between has become java, it does not carry our mark.
+    while kill -0 "$pid" 2>/dev/null && ! pid_of "$name" >/dev/null; do sleep 0.05; done
 }
 
 # make_kafka NAME HOST NODE-ID VOTERS REPLICAS: settings and a formatted data folder of one broker.

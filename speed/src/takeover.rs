@@ -12,7 +12,10 @@ use lamina_core::{
     writer::{Takeover, Writer},
 };
 use lamina_metric::{Catalog, Source};
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 use tracing::{error, warn};
 
 use crate::{
@@ -127,11 +130,13 @@ async fn begin(
         from = span.start;
     }
     let standing = fold.standing();
+    let mut due = Due::new(&place.config);
+    // What was lost is sealed in time, even if nothing follows it.
+    due.first_record = (standing.position > epoch.start).then(Instant::now);
     let (feed, intake) = feed();
     place.order(Order::Start(from, feed));
     Ok(Hold {
         dead_letters: DeadLetters::new(&place.source, &place.topic, place.partition),
-        due: Due::new(&place.config),
         place: Arc::clone(place),
         log,
         catalog,
@@ -145,6 +150,7 @@ async fn begin(
         goal,
         gap: None,
         draft: None,
+        due,
     })
 }
 

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use super::{
     Shared,
     client::{Logged, REQUEST_TIMEOUT, blocking},
-    topic_id,
+    native,
 };
 
 /// How long a new topic may take until every partition has a leader.
@@ -46,7 +46,7 @@ pub(super) async fn retention(shared: &Shared, name: &str) -> Result<Option<Dura
 
 pub(super) async fn describe(shared: &Arc<Shared>, name: &str) -> Result<Topic, LogError> {
     let (shared, name) = (Arc::clone(shared), name.to_owned());
-    blocking(move || match topic_id::describe(shared.admin.inner(), &name, REQUEST_TIMEOUT) {
+    blocking(move || match native::describe(shared.admin.inner(), &name, REQUEST_TIMEOUT) {
         Ok(found) if found.id.is_empty() => {
             Err(LogError::Refused(format!("topic {name} has no id: lamina needs Kafka 2.8 or newer")))
         }

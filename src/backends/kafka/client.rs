@@ -4,15 +4,24 @@
 //! - What exactness rests on (acknowledgements, isolation, where a group starts) cannot be overridden by options.
 //! - Every error names the brokers or the topic it is about.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::Display,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use lamina_core::log::{LogError, MAX_RECORD};
 use rdkafka::{
     ClientConfig, ClientContext,
     client::OAuthToken,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
-    consumer::ConsumerContext,
-    error::{KafkaError, RDKafkaErrorCode},
+    consumer::{BaseConsumer, ConsumerContext},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
+    message::BorrowedMessage,
 };
 use tracing::{debug, warn};
 
@@ -58,6 +67,8 @@ pub struct KafkaConfig {
 pub(super) struct Profile {
     pub(super) brokers: Arc<str>,
     options: Arc<BTreeMap<String, String>>,
+    /// Whether a request went unanswered since that was last asked.
+    doubt: Arc<AtomicBool>,
 }
 
 impl Profile {
@@ -68,7 +79,17 @@ impl Profile {
         if let Some(name) = config.options.keys().find(|name| FIXED.contains(&name.as_str())) {
             return Err(LogError::Refused(format!("the Kafka option {name} is set by lamina itself; leave it out")));
         }
-        Ok(Self { brokers: config.brokers.as_str().into(), options: config.options.clone().into() })
+        let (brokers, options) = (config.brokers.as_str().into(), config.options.clone().into());
+        Ok(Self { brokers, options, doubt: Arc::default() })
+    }
+
+    /// Whether a request went unanswered since this was last asked.
+    pub(super) fn doubts(&self) -> bool {
+        self.doubt.swap(false, Ordering::AcqRel)
+    }
+
+    pub(super) fn doubt(&self) {
+        self.doubt.store(true, Ordering::Release);
     }
 
     /// Defaults, then the user's options, then what must not differ.
@@ -159,6 +180,10 @@ impl Profile {
         self.build(defaults, &fixed)
     }
 
+    pub(super) fn logged(&self) -> Logged {
+        Logged { doubt: Arc::clone(&self.doubt) }
+    }
+
     /// Makes a client; this contacts nobody.
     pub(super) fn make<C, T: FromClientConfigAndContext<C>>(
         &self,
@@ -176,7 +201,7 @@ impl Profile {
     pub(super) fn error(&self, doing: &str, topic: &str, error: &KafkaError) -> LogError {
         match error.rdkafka_error_code() {
             Some(code) => self.code(doing, topic, code),
-            None => LogError::Unavailable(format!("{doing} ({}): {error}", self.brokers)),
+            None => self.unavailable(doing, error),
         }
     }
 
@@ -198,14 +223,21 @@ impl Profile {
             | Code::SaslAuthenticationFailed
             | Code::TopicAuthorizationFailed
             | Code::UnsupportedVersion => LogError::Refused(format!("{doing} ({}): {code}", self.brokers)),
-            _ => LogError::Unavailable(format!("{doing} ({}): {code}", self.brokers)),
+            _ => self.unavailable(doing, code),
         }
+    }
+
+    fn unavailable(&self, doing: &str, why: impl Display) -> LogError {
+        self.doubt();
+        LogError::Unavailable(format!("{doing} ({}): {why}", self.brokers))
     }
 }
 
-/// Sends what librdkafka logs to `tracing`.
-#[derive(Clone, Default)]
-pub(super) struct Logged;
+/// Sends what librdkafka logs to `tracing`, and notes that it reached no broker.
+#[derive(Clone)]
+pub(super) struct Logged {
+    doubt: Arc<AtomicBool>,
+}
 
 impl ClientContext for Logged {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -213,6 +245,9 @@ impl ClientContext for Logged {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+            self.doubt.store(true, Ordering::Release);
+        }
         debug!(%error, reason, "kafka client");
     }
 
@@ -231,6 +266,14 @@ pub(super) fn forward(level: RDKafkaLogLevel, facility: &str, message: &str) {
     } else {
         debug!(facility, "kafka client: {message}");
     }
+}
+
+/// The next message or error, if there is one already. Never waits: librdkafka waits by the wall clock, and would do so for
+/// an hour if that is set back by an hour.
+pub(super) fn poll_now<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Option<KafkaResult<BorrowedMessage<'_>>> {
+    // An event that is neither, such as a line of librdkafka's log, looks like nothing.
+    const OTHER_EVENTS: usize = 50;
+    (0..OTHER_EVENTS).find_map(|_| consumer.poll(Duration::ZERO))
 }
 
 /// Runs a blocking call of librdkafka beside the async threads.

@@ -13,11 +13,12 @@ use rdkafka::{
 };
 use tracing::debug;
 
-use super::{member::Member, rebalance::Rebalances};
+use super::{client::poll_now, member::Member, rebalance::Rebalances};
 
 /// How long a full line may keep the thread from polling; afterwards it polls with every partition paused.
 pub(super) const STALL: Duration = Duration::from_secs(1);
-const POLL: Duration = Duration::from_millis(20);
+/// How long the thread waits at most for what librdkafka has to say.
+pub(super) const POLL: Duration = Duration::from_millis(20);
 /// How long a seek may take: it is answered locally.
 const SEEK: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_millis(200);
@@ -81,12 +82,12 @@ impl Member {
         }
     }
 
-    /// Takes messages in until none is waiting.
+    /// Takes messages in until none is waiting, or until there is enough to tell.
     pub(super) fn collect(&mut self) -> KafkaResult<()> {
-        let (mut wait, mut bytes) = (POLL, 0);
+        let mut bytes = 0;
         for _ in 0..TURN_MESSAGES {
-            let problem = match self.consumer.poll(wait) {
-                None => break,
+            let problem = match poll_now(&self.consumer) {
+                None => return Ok(()),
                 Some(Ok(message)) => {
                     bytes += self.parts.collect(&message, &self.line);
                     None
@@ -99,8 +100,8 @@ impl Member {
             if bytes >= TURN_BYTES {
                 break;
             }
-            wait = Duration::ZERO;
         }
+        self.line.wake();
         Ok(())
     }
 

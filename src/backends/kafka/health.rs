@@ -2,8 +2,9 @@
 //! answers.
 //!
 //! Errors come without the partition they concern, so that an offset out of range is found by comparing every flow with the
-//! log's spans. Errors of single connections mean nothing by themselves; only "all brokers are down" does, and it is
-//! said once, so the member asks again until a broker answers.
+//! log's spans. Errors of single connections mean nothing by themselves, and not even "all brokers are down" says how long
+//! that lasts, so the member asks by itself whether a broker answers. To ask also wakes librdkafka's own thread, which
+//! sends the heartbeats and waits by the wall clock: set back by an hour, it would sleep for an hour.
 
 use std::{
     collections::BTreeSet,
@@ -11,34 +12,42 @@ use std::{
 };
 
 use lamina_core::log::LogError;
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
+use rdkafka::{
+    consumer::Consumer,
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code},
+};
 use tracing::debug;
 
 use super::{
+    keeper,
     line::Told,
     member::Member,
     offsets::{Offsets, is_out_of_range},
 };
 
-/// How often a cluster that does not answer is asked, and the consumer told so.
+/// How often the cluster is asked whether it answers, and the consumer told if not: well within a session.
 const PROBE: Duration = Duration::from_secs(5);
-const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often other trouble is told at most.
 const QUIET: Duration = Duration::from_secs(1);
 
-#[derive(Default)]
 pub(super) struct Health {
-    /// When to ask a cluster that was down.
-    probe_at: Option<Instant>,
+    /// When to ask whether the cluster answers.
+    probe_at: Instant,
     /// When to look for partitions whose offset is out of range.
     check_at: Option<Instant>,
     told_at: Option<Instant>,
 }
 
+impl Default for Health {
+    fn default() -> Self {
+        Self { probe_at: Instant::now() + PROBE, check_at: None, told_at: None }
+    }
+}
+
 impl Health {
     /// Asks at the next opportunity whether the cluster answers.
     pub(super) fn doubt(&mut self) {
-        self.probe_at.get_or_insert_with(Instant::now);
+        self.probe_at = Instant::now();
     }
 }
 
@@ -76,17 +85,13 @@ impl Member {
 
     /// Does what is due.
     pub(super) fn look_after(&mut self) {
-        let due = |at: Option<Instant>| at.is_some_and(|at| at <= Instant::now());
-        if due(self.health.probe_at) {
-            self.health.probe_at = match self.offsets.ping(PROBE_TIMEOUT) {
-                Ok(()) => None,
-                Err(error) => {
-                    self.line.tell(Told::Trouble(error));
-                    Some(Instant::now() + PROBE)
-                }
-            };
+        if self.health.probe_at <= Instant::now() {
+            if let Err(error) = keeper::look_after(&self.profile, self.consumer.client()) {
+                self.line.tell(Told::Trouble(error));
+            }
+            self.health.probe_at = Instant::now() + PROBE;
         }
-        if due(self.health.check_at) {
+        if self.health.check_at.is_some_and(|at| at <= Instant::now()) {
             self.health.check_at = match self.check_ranges() {
                 Ok(()) => None,
                 Err(error) => {

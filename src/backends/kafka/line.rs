@@ -47,6 +47,8 @@ struct State {
     commands: VecDeque<Command>,
     /// Bytes of records told and not yet taken.
     bytes: usize,
+    /// Whether librdkafka has something to say that it had not before.
+    woken: bool,
 }
 
 #[derive(Default)]
@@ -113,6 +115,27 @@ impl Inside {
 
     pub(super) fn is_full(&self) -> bool {
         self.common.state().bytes >= LIMIT
+    }
+
+    /// What librdkafka calls when there is something to poll.
+    pub(super) fn waker(&self) -> impl Fn() + Send + Sync + 'static {
+        let common = Arc::clone(&self.common);
+        move || {
+            common.state().woken = true;
+            common.changed.notify_one();
+        }
+    }
+
+    /// Ends the next rest at once.
+    pub(super) fn wake(&self) {
+        self.common.state().woken = true;
+    }
+
+    /// Waits until there is something to poll or a command.
+    pub(super) fn rest(&self, longest: Duration) {
+        let idle = |state: &mut State| state.commands.is_empty() && !state.woken;
+        let waited = self.common.changed.wait_timeout_while(self.common.state(), longest, idle);
+        waited.unwrap_or_else(PoisonError::into_inner).0.woken = false;
     }
 
     /// Waits until there is room or a command.

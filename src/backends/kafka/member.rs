@@ -10,6 +10,7 @@
 //! - Nothing is told of a partition that has no flow: not before its start, nor after its revocation.
 //! - A revoked partition is let go only when the consumer released it, or after [`RELEASE`].
 //! - The thread never stops polling for longer than [`STALL`] (and a seek), however slow the consumer is.
+//! - It waits by the monotonic clock, and never inside librdkafka (see [`super::client::poll_now`]).
 
 use std::{
     collections::BTreeSet,
@@ -29,7 +30,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     client::Profile,
-    delivery::{STALL, list, note},
+    delivery::{POLL, STALL, list, note},
     health::Health,
     line::{Command, Inside, Told},
     offsets::Offsets,
@@ -76,13 +77,14 @@ impl Member {
         group: &str,
         topics: &[String],
     ) -> Result<(), LogError> {
+        let consumer = subscribe(profile, group, topics, &line)?;
         let member = Self {
             profile: profile.clone(),
             offsets: Arc::clone(offsets),
             line,
             group: group.to_owned(),
             topics: topics.to_vec(),
-            consumer: subscribe(profile, group, topics)?,
+            consumer,
             parts: Parts::default(),
             health: Health::default(),
             revoking: None,
@@ -113,7 +115,7 @@ impl Member {
                     self.lose_everything();
                     self.line.tell(Told::Trouble(self.profile.error("consuming", "", &error)));
                     thread::sleep(STALL);
-                    match subscribe(&self.profile, &self.group, &self.topics) {
+                    match subscribe(&self.profile, &self.group, &self.topics, &self.line) {
                         Ok(consumer) => {
                             self.consumer.context().leave();
                             self.consumer = consumer;
@@ -145,6 +147,7 @@ impl Member {
             self.parts.flush(&self.line);
             self.rebalance();
             self.look_after();
+            self.line.rest(POLL);
         }
     }
 
@@ -277,8 +280,15 @@ impl Member {
     }
 }
 
-fn subscribe(profile: &Profile, group: &str, topics: &[String]) -> Result<BaseConsumer<Rebalances>, LogError> {
-    let consumer: BaseConsumer<Rebalances> = profile.make(&profile.member(group), Rebalances::default())?;
+fn subscribe(
+    profile: &Profile,
+    group: &str,
+    topics: &[String],
+    line: &Inside,
+) -> Result<BaseConsumer<Rebalances>, LogError> {
+    let mut consumer: BaseConsumer<Rebalances> =
+        profile.make(&profile.member(group), Rebalances::new(profile.logged()))?;
+    consumer.set_nonempty_callback(line.waker());
     let topics: Vec<_> = topics.iter().map(String::as_str).collect();
     match consumer.subscribe(&topics) {
         Ok(()) => Ok(consumer),

@@ -15,14 +15,15 @@ mod client;
 mod consumer;
 mod delivery;
 mod health;
+mod keeper;
 mod line;
 mod member;
+mod native;
 mod offsets;
 mod parts;
 mod producer;
 mod reader;
 mod rebalance;
-mod topic_id;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -41,7 +42,7 @@ use rdkafka::{Message, message::BorrowedMessage};
 pub use self::client::KafkaConfig;
 use self::{
     admin::Admin,
-    client::{Logged, Profile, REQUEST_TIMEOUT, blocking},
+    client::{Profile, REQUEST_TIMEOUT, blocking},
     consumer::GroupConsumer,
     offsets::Offsets,
     producer::Producer,
@@ -81,14 +82,16 @@ impl KafkaLog {
         let profile = Profile::new(&config)?;
         let shared = Shared {
             replication_factor: config.replication_factor,
-            admin: profile.make(&profile.query(), Logged)?,
+            admin: profile.make(&profile.query(), profile.logged())?,
             offsets: Arc::new(Offsets::new(&profile)?),
             producer: Producer::new(&profile)?,
             readers: Readers::new(&profile),
             warned: Mutex::default(),
             profile,
         };
-        Ok(Self { shared: Arc::new(shared) })
+        let shared = Arc::new(shared);
+        keeper::watch(&shared)?;
+        Ok(Self { shared })
     }
 
     /// Runs a blocking call.

@@ -13,15 +13,17 @@ use lamina_core::{
 };
 use rdkafka::{
     Offset as Place, TopicPartitionList,
+    client::Client,
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
 };
 use tracing::debug;
 
-use super::client::{Logged, Profile, REQUEST_TIMEOUT};
+use super::{
+    client::{Logged, Profile, REQUEST_TIMEOUT},
+    keeper,
+};
 
-/// A topic that every cluster with consumer groups has; asking for it is cheap whether or not it exists.
-const PROBE: &str = "__consumer_offsets";
 /// How long to wait before asking again while leaders are moving.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -34,17 +36,18 @@ pub(super) struct Offsets {
 
 impl Offsets {
     pub(super) fn new(profile: &Profile) -> Result<Self, LogError> {
-        let client = profile.make(&profile.query(), Logged)?;
+        let client = profile.make(&profile.query(), profile.logged())?;
         Ok(Self { profile: profile.clone(), client, known: Mutex::default() })
     }
 
     /// Whether a broker answers within `wait`.
     pub(super) fn ping(&self, wait: Duration) -> Result<(), LogError> {
         self.drain();
-        match self.client.fetch_metadata(Some(PROBE), wait) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(self.profile.error("asking for metadata", "", &error)),
-        }
+        keeper::ping(&self.profile, self.client(), wait)
+    }
+
+    pub(super) fn client(&self) -> &Client<Logged> {
+        self.client.client()
     }
 
     /// How many partitions the topic has now, and whether each has a leader.

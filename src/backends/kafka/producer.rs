@@ -35,7 +35,7 @@ pub(super) struct Producer {
 
 impl Producer {
     pub(super) fn new(profile: &Profile) -> Result<Self, LogError> {
-        let current = RwLock::new(profile.make(&profile.producer(), Logged)?);
+        let current = RwLock::new(profile.make(&profile.producer(), profile.logged())?);
         Ok(Self { profile: profile.clone(), timeout: profile.delivery_timeout(), current })
     }
 
@@ -46,7 +46,7 @@ impl Producer {
                 return Err(LogError::TooLarge { bytes, limit: MAX_RECORD });
             }
         }
-        let producer = self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let producer = self.current();
         let deadline = Instant::now() + self.timeout;
         let mut waiting = Vec::with_capacity(records.len());
         for record in records {
@@ -64,6 +64,10 @@ impl Producer {
             }
         }
         Ok(placed)
+    }
+
+    pub(super) fn current(&self) -> FutureProducer<Logged> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn place(&self, delivery: &Delivery) -> Result<(Partition, Offset), LogError> {
@@ -94,7 +98,7 @@ impl Producer {
         if current.client().fatal_error().is_none() {
             return;
         }
-        match self.profile.make(&self.profile.producer(), Logged) {
+        match self.profile.make(&self.profile.producer(), self.profile.logged()) {
             Ok(fresh) => *current = fresh,
             Err(error) => warn!(%error, "kafka producer could not be replaced"),
         }

@@ -4,6 +4,7 @@
 
 use std::{
     sync::{Mutex, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -18,7 +19,7 @@ use rdkafka::{
 };
 
 use super::{
-    client::{Logged, Profile},
+    client::{Logged, Profile, poll_now},
     offsets::{Offsets, is_out_of_range},
     record,
 };
@@ -27,7 +28,10 @@ use super::{
 const KEPT: usize = 4;
 /// How long a read may go without getting anywhere.
 const PATIENCE: Duration = Duration::from_secs(10);
-const POLL: Duration = Duration::from_millis(20);
+/// How long nothing comes before it is looked whether offsets hold no record.
+const QUIET: Duration = Duration::from_millis(20);
+/// Between looks for what has arrived.
+const PAUSE: Duration = Duration::from_millis(1);
 
 pub(super) struct Readers {
     profile: Profile,
@@ -112,7 +116,7 @@ impl Readers {
         };
         let consumer = match spare {
             Some(spare) => spare.consumer,
-            None => self.profile.make(&self.profile.reader(), Logged)?,
+            None => self.profile.make(&self.profile.reader(), self.profile.logged())?,
         };
         let mut place = TopicPartitionList::new();
         let number = i32::try_from(partition).unwrap_or(i32::MAX);
@@ -129,9 +133,10 @@ impl Reader {
     fn read(&mut self, profile: &Profile, offsets: &Offsets, max_bytes: usize) -> Result<Vec<Record>, LogError> {
         let (mut records, mut bytes) = (Vec::new(), 0);
         let mut moved = Instant::now();
+        let mut looked = moved;
         let mut trouble = None;
         while self.next < self.end && (records.is_empty() || bytes < max_bytes) {
-            let polled = self.consumer.poll(POLL).map(|message| message.map(|message| record(&message)));
+            let polled = poll_now(&self.consumer).map(|message| message.map(|message| record(&message)));
             match polled {
                 Some(Ok(read)) => {
                     if read.offset < self.next {
@@ -153,6 +158,7 @@ impl Reader {
                     }
                     _ => trouble = Some(error),
                 },
+                None if looked.max(moved).elapsed() < QUIET => thread::sleep(PAUSE),
                 None if self.pass_markers() => moved = Instant::now(),
                 None if moved.elapsed() > PATIENCE && records.is_empty() => {
                     let why = trouble.map_or_else(|| "nothing came".to_owned(), |error| error.to_string());
@@ -161,7 +167,7 @@ impl Reader {
                     return Err(LogError::Unavailable(format!("{place} ({}): {why}", profile.brokers)));
                 }
                 None if moved.elapsed() > PATIENCE => break,
-                None => {}
+                None => looked = Instant::now(),
             }
         }
         Ok(records)

@@ -31,14 +31,18 @@ pub(super) enum Change {
     Revoke(Vec<TopicPartition>),
 }
 
-#[derive(Default)]
 pub(super) struct Rebalances {
+    logged: Logged,
     waiting: Mutex<VecDeque<Change>>,
     /// Whether the member is leaving: then nobody takes changes any more, and everything is let go at once.
     leaving: AtomicBool,
 }
 
 impl Rebalances {
+    pub(super) fn new(logged: Logged) -> Self {
+        Self { logged, waiting: Mutex::default(), leaving: AtomicBool::default() }
+    }
+
     pub(super) fn take(&self) -> Option<Change> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
@@ -54,11 +58,11 @@ impl ClientContext for Rebalances {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        Logged.error(error, reason);
+        self.logged.error(error, reason);
     }
 
     fn generate_oauth_token(&self, config: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
-        Logged.generate_oauth_token(config)
+        self.logged.generate_oauth_token(config)
     }
 }
 

@@ -1,6 +1,4 @@
-//! Asks the cluster for a topic's own id, which tells a topic from one of the same name made after it was deleted.
-//!
-//! The `rdkafka` crate has no wrapper for DescribeTopics, so this module, and no other, calls librdkafka directly.
+//! What librdkafka can do and the `rdkafka` crate has no wrapper for. No other module calls librdkafka directly.
 //!
 //! # Safety
 //! - The client outlives every call: it is borrowed throughout, and librdkafka's handles are safe to share.
@@ -15,6 +13,13 @@ use std::{
 };
 
 use rdkafka::{ClientContext, bindings as native, client::Client, error::RDKafkaErrorCode};
+
+/// Names brokers to a client beside those that it knows.
+pub(super) fn add_brokers<C: ClientContext>(client: &Client<C>, brokers: &str) {
+    let Ok(brokers) = CString::new(brokers) else { return };
+    // SAFETY: the client's handle is valid while it is borrowed; the names are copied.
+    unsafe { native::rd_kafka_brokers_add(client.native_ptr(), brokers.as_ptr()) };
+}
 
 /// What DescribeTopics says of a topic.
 pub(super) struct Description {
@@ -48,7 +53,8 @@ impl Drop for Event {
     }
 }
 
-/// Blocks for at most `wait`.
+/// Asks the cluster for a topic's own id, which tells a topic from one of the same name made after it was deleted. Blocks
+/// for at most `wait`.
 pub(super) fn describe<C: ClientContext>(
     client: &Client<C>,
     topic: &str,
