@@ -150,7 +150,7 @@ where
     C: Chunks + ?Sized,
 {
     let snapshot = take(store, request, again).await?;
-    if snapshot.check() == Err(Stale) {
+    if snapshot.check() == Err(Stale) || was_published_meanwhile(store, request, &snapshot).await? {
         return Ok(Attempt::Stale);
     }
     if !rules::on(Rule::SpeedBeforeBatch) {
@@ -193,6 +193,18 @@ where
     let ledgers: Reads<'_, _> = ledgers.collect();
     let taken = stream::iter(ledgers).buffer_unordered(PARALLEL).try_collect().await?;
     Ok(Snapshot { now: request.now, published: state.published, since: request.since, taken })
+}
+
+/// Whether the view's first publication came between the two reads, and what it covers has left the ledgers.
+async fn was_published_meanwhile<D>(store: &D, request: &Request<'_>, snapshot: &Snapshot) -> Result<bool, StoreError>
+where
+    D: Documents + ?Sized,
+{
+    if !snapshot.begins_late() || !rules::on(Rule::RecheckTrimmed) {
+        return Ok(false);
+    }
+    let (_, state) = generation::load_view(store, request.view).await?;
+    Ok(state.published.generation > 0)
 }
 
 /// The mark of a ledger's open epoch.

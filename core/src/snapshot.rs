@@ -101,6 +101,13 @@ impl Snapshot {
         Ok(())
     }
 
+    /// Whether nothing is published and a ledger begins past offset 0. Either the log did when lamina first saw it, or the
+    /// view was defined later, or what is missing was published and trimmed after the view's state was read.
+    pub fn begins_late(&self) -> bool {
+        let late = |taken: &Taken| taken.ledger.epochs.first().is_some_and(|first| first.start > 0);
+        self.published.generation == 0 && self.taken.values().any(late)
+    }
+
     /// Epochs whose chunks are to be read, in offset order by partition.
     pub fn wanted(&self) -> Vec<Wanted> {
         let counted = |(&partition, taken)| self.counted(partition, taken);

@@ -64,6 +64,8 @@ pub(crate) struct Cell {
     pub(crate) max: Option<i64>,
     pub(crate) first: Option<i64>,
     pub(crate) last: Option<i64>,
+    /// The events, for whoever looks into a difference.
+    events: Vec<(Partition, Offset)>,
     first_at: Option<(Micros, Partition, Offset)>,
     last_at: Option<(Micros, Partition, Offset)>,
 }
@@ -71,6 +73,7 @@ pub(crate) struct Cell {
 impl Cell {
     fn add(&mut self, at: (Micros, Partition, Offset), added: Option<i64>) {
         self.count += 1;
+        self.events.push((at.1, at.2));
         let Some(added) = added else { return };
         self.sum = Some(self.sum.unwrap_or(0) + i128::from(added));
         self.min = Some(self.min.map_or(added, |known| known.min(added)));
@@ -186,7 +189,9 @@ impl Oracle {
             if !same {
                 let text =
                     |cell: Option<&Cell>| cell.map_or("nothing".to_owned(), |cell| format!("{:?}", cell.shown(query)));
-                return Some(format!("{key:?}: the log folds to {}, answered {}", text(want), text(have)));
+                let events = want.map(|cell| &cell.events[..cell.events.len().min(8)]).unwrap_or_default();
+                let (want, have) = (text(want), text(have));
+                return Some(format!("{key:?}: the log folds to {want}, answered {have}; of (partition, offset) {events:?}"));
             }
         }
         None
