@@ -82,3 +82,33 @@ impl<'a> Lease<'a> {
         since.elapsed() >= Duration::from_millis(held.lasts_ms)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use lamina_core::{clock::SystemClock, conformance::memory::MemoryStore};
+    use tokio::time::advance;
+
+    use super::*;
+
+    const LENGTH: Duration = Duration::from_secs(15);
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_holder_that_was_seen_silent_for_the_whole_time_is_replaced() {
+        let store = MemoryStore::new(Arc::new(SystemClock));
+        let (one, other) = (Lease::new(&store, LENGTH), Lease::new(&store, LENGTH));
+        for _ in 0..10 {
+            assert!(one.hold().await.unwrap());
+            assert!(!other.hold().await.unwrap());
+            advance(one.pace()).await;
+        }
+        advance(LENGTH - one.pace() - Duration::from_millis(1)).await;
+        assert!(!other.hold().await.unwrap());
+        advance(Duration::from_millis(1)).await;
+        assert!(other.hold().await.unwrap());
+        assert!(!one.hold().await.unwrap());
+        other.release().await.unwrap();
+        assert!(one.hold().await.unwrap());
+    }
+}

@@ -17,8 +17,6 @@ const AMBIGUOUS: usize = 4;
 
 #[derive(Default)]
 pub(crate) struct Checks {
-    /// Everything is covered: answers must be whole.
-    pub(crate) is_final: bool,
     pub(crate) answered_finally: u64,
 }
 
@@ -34,71 +32,18 @@ impl Checks {
         world.note(format_args!("{} answers {} with {status}", asked.who, asked.number));
         match status {
             200 => {}
-            503 | 504 if !self.is_final => return world.count(Happening::Unavailable),
+            503 | 504 if !asked.is_final => return world.count(Happening::Unavailable),
             404 if asked.query.metric == "late" => return,
             _ => return world.violate("queries-are-answered", format!("{status} for {}", text())),
         }
         let Some(answer) = Answer::read(&asked.query, body) else {
             return world.violate("answers-keep-the-contract", text());
         };
-        self.answered_finally += u64::from(self.is_final);
-        let seen = self.judge(world, oracle, asked, &answer);
+        self.answered_finally += u64::from(asked.is_final);
+        let seen = judge(world, oracle, asked, &answer);
         if let Some((law, seen)) = seen {
             world.violate(law, format!("{seen}; answer {} to {}", asked.number, text()));
         }
-    }
-
-    fn judge(
-        &self,
-        world: &mut World,
-        oracle: &Oracle,
-        asked: &Asked,
-        answer: &Answer,
-    ) -> Option<(&'static str, String)> {
-        let query = &asked.query;
-        if answer.overflow {
-            world.count(Happening::Overflow);
-        }
-        if answer.retained_from.is_some() {
-            world.count(Happening::Horizon);
-        }
-        if let Some(seen) = positions(world, asked, answer) {
-            return Some(seen);
-        }
-        if let Some(seen) = self.completeness(world, asked, answer) {
-            return Some(("what-is-missing-is-named-and-real", seen));
-        }
-        if !is_exact(query.layer) {
-            return None;
-        }
-        fold(world, oracle, asked, answer).map(|seen| ("answers-fold-the-prefix-they-name", seen))
-    }
-
-    /// `complete: false` names what justifies it.
-    fn completeness(&self, world: &mut World, asked: &Asked, answer: &Answer) -> Option<String> {
-        if answer.complete {
-            return (!answer.missing.is_empty()).then(|| "complete, and something is missing".to_owned());
-        }
-        world.count(Happening::Incomplete);
-        let filtered_overflow = answer.overflow && asked.query.filter.is_some();
-        if answer.missing.is_empty() && !filtered_overflow {
-            return Some("incomplete, and nothing is missing".to_owned());
-        }
-        for (partition, from, to, why) in &answer.missing {
-            // What batch covers may expire, and whoever asks for the speed layer alone is told.
-            let is_old = asked.query.layer == Layer::Speed && why == "expired";
-            let start = world.log.partition(TOPIC, *partition).map_or(0, |log| log.start);
-            let real = match why.as_str() {
-                "lost" => *from < start,
-                "expired" => world.plan.ttl_s < 600 && (!self.is_final || is_old),
-                "not_built" => answer.version > 1 || asked.query.metric == "late",
-                _ => false,
-            };
-            if !real || (self.is_final && why != "lost" && !is_old) {
-                return Some(format!("{from}..{to} of partition {partition} is said to be missing: {why}"));
-            }
-        }
-        None
     }
 
     /// Every offset of every sealed epoch became what the oracle says.
@@ -130,6 +75,51 @@ impl Checks {
             }
         }
     }
+}
+
+fn judge(world: &mut World, oracle: &Oracle, asked: &Asked, answer: &Answer) -> Option<(&'static str, String)> {
+    let query = &asked.query;
+    if answer.overflow {
+        world.count(Happening::Overflow);
+    }
+    if answer.retained_from.is_some() {
+        world.count(Happening::Horizon);
+    }
+    if let Some(seen) = positions(world, asked, answer) {
+        return Some(seen);
+    }
+    if let Some(seen) = completeness(world, asked, answer) {
+        return Some(("what-is-missing-is-named-and-real", seen));
+    }
+    if !is_exact(query.layer) {
+        return None;
+    }
+    fold(world, oracle, asked, answer).map(|seen| ("answers-fold-the-prefix-they-name", seen))
+}
+
+/// `complete: false` names what justifies it.
+fn completeness(world: &mut World, asked: &Asked, answer: &Answer) -> Option<String> {
+    if answer.complete {
+        return (!answer.missing.is_empty()).then(|| "complete, and something is missing".to_owned());
+    }
+    world.count(Happening::Incomplete);
+    let filtered_overflow = answer.overflow && asked.query.filter.is_some();
+    if answer.missing.is_empty() && !filtered_overflow {
+        return Some("incomplete, and nothing is missing".to_owned());
+    }
+    for (partition, from, to, why) in &answer.missing {
+        let start = world.log.partition(TOPIC, *partition).map_or(0, |log| log.start);
+        let real = match why.as_str() {
+            "lost" => *from < start,
+            "expired" => world.plan.ttl_s < 600,
+            "not_built" => answer.version > 1 || asked.query.metric == "late",
+            _ => false,
+        };
+        if !real || (asked.is_final && why != "lost") {
+            return Some(format!("{from}..{to} of partition {partition} is said to be missing: {why}"));
+        }
+    }
+    None
 }
 
 /// Sealed offsets do not go back, and `at_least` is honoured.

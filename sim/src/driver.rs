@@ -47,6 +47,8 @@ pub(crate) struct Driver {
     /// Tokens of ingests with the positions that they stand for.
     tokens: Vec<(String, BTreeMap<Partition, Offset>)>,
     revision: u64,
+    /// Everything is covered: from now on answers must be whole.
+    is_final: bool,
 }
 
 impl Driver {
@@ -73,6 +75,7 @@ impl Driver {
             recent: Vec::new(),
             tokens: Vec::new(),
             revision: 1,
+            is_final: false,
         };
         driver.world.lock().note(format_args!("{plan:?}"));
         for at in 0..driver.processes.len() {
@@ -211,7 +214,7 @@ impl Driver {
         let asked = {
             let mut world = self.world.lock();
             world.note(format_args!("{who} is asked {number}: {}", query.uri()));
-            Asked { number, who, at: world.now, sealed: sealed_now(&world), query }
+            Asked { number, who, at: world.now, sealed: sealed_now(&world), is_final: self.is_final, query }
         };
         if let Ok(request) = Request::get(asked.query.uri()).body(Body::empty()) {
             self.processes[at].request(request, Sent::Query(Box::new(asked)), &self.replies);
@@ -504,7 +507,7 @@ impl Driver {
         let begin = self.plan().begin;
         self.world.lock().note(format_args!("final account"));
         let metrics: &[_] = if self.revision > 1 { &["added", "hits", "late"] } else { &["added", "hits"] };
-        self.checks.is_final = true;
+        self.is_final = true;
         for at in 0..self.processes.len() {
             if self.processes[at].role != Role::Serving {
                 continue;

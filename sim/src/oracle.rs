@@ -191,7 +191,9 @@ impl Oracle {
                     |cell: Option<&Cell>| cell.map_or("nothing".to_owned(), |cell| format!("{:?}", cell.shown(query)));
                 let events = want.map(|cell| &cell.events[..cell.events.len().min(8)]).unwrap_or_default();
                 let (want, have) = (text(want), text(have));
-                return Some(format!("{key:?}: the log folds to {want}, answered {have}; of (partition, offset) {events:?}"));
+                return Some(format!(
+                    "{key:?}: the log folds to {want}, answered {have}; of (partition, offset) {events:?}"
+                ));
             }
         }
         None

@@ -39,6 +39,8 @@ pub(crate) struct Asked {
     pub(crate) at: Micros,
     /// What had been sealed for every quorum reader to see when it was asked.
     pub(crate) sealed: BTreeMap<Partition, Offset>,
+    /// Whether everything was covered: the answer must be whole.
+    pub(crate) is_final: bool,
 }
 
 impl Query {

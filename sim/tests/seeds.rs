@@ -13,7 +13,7 @@ use std::{
 use lamina_sim::{Counts, MUTANTS, Report, run};
 
 /// Seeds that each run of the tests goes through.
-const SEEDS: u64 = 760;
+const SEEDS: u64 = 2_000;
 /// Seeds that are run twice.
 const TWICE: u64 = 12;
 /// Seeds within which a mutant must die.
