@@ -145,6 +145,7 @@ struct RawSpeed {
 #[serde(deny_unknown_fields, default)]
 struct RawBatch {
     schedule: String,
+    time_zone: String,
     memory_mib: usize,
     threads: usize,
     retries: u32,
@@ -221,7 +222,14 @@ impl Default for RawSpeed {
 
 impl Default for RawBatch {
     fn default() -> Self {
-        Self { schedule: "*/10 * * * *".into(), memory_mib: 512, threads: 2, retries: 3, lease: "15s".into() }
+        Self {
+            schedule: "*/10 * * * *".into(),
+            time_zone: "UTC".into(),
+            memory_mib: 512,
+            threads: 2,
+            retries: 3,
+            lease: "15s".into(),
+        }
     }
 }
 
@@ -343,8 +351,14 @@ fn speed(raw: &RawSpeed, problems: &mut Vec<String>) -> lamina_speed::Config {
 fn batch(raw: &RawBatch, speed: &lamina_speed::Config, problems: &mut Vec<String>) -> lamina_batch::Config {
     let schedule = raw.schedule.parse().unwrap_or_else(|why| {
         problems.push(format!("batch.schedule: {why}"));
-        Schedule::Off
+        Schedule::off()
     });
+    let zone = raw.time_zone.parse().unwrap_or_else(|_| {
+        let zone = &raw.time_zone;
+        problems.push(format!("batch.time_zone: {zone:?} is no IANA name of a time zone, such as Europe/Berlin"));
+        chrono_tz::UTC
+    });
+    let schedule = Schedule::in_zone(schedule, zone);
     if let Some(interval) = longest_pause(&schedule).filter(|pause| speed.ttl < *pause * 4) {
         problems.push(format!(
             "speed.ttl = {:?} is shorter than four times the longest pause of batch.schedule ({interval:?}): \

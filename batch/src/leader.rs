@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lamina_core::{Job, JobKind, JobState, Micros, Recompute, ScheduleState, Store, StoreError, jobs};
+use lamina_core::{Job, JobState, Micros, ScheduleState, Store, StoreError, jobs};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Batch, Schedule, job, lease::Lease, telemetry};
@@ -105,7 +105,7 @@ impl Agenda<'_> {
             self.taken_up = true;
         }
         let now = self.batch.deps.clock.now();
-        if self.next.is_some_and(|next| next <= now) {
+        if self.next.is_some_and(|next| next <= now) && jobs::load_schedule(self.store()).await?.paused.is_none() {
             self.queue_scheduled(now).await?;
         }
         let all = jobs::list(self.store()).await?;
@@ -136,24 +136,25 @@ impl Agenda<'_> {
         let known = jobs::load_schedule(self.store()).await?;
         let due = known.last_run.map_or(Some(now), |last| self.schedule.after(last));
         self.next = self.schedule.after(now).zip(due).map(|(next, due)| next.min(due));
-        self.note(known.last_run).await
+        self.note().await
     }
 
     /// One scheduled run at a time: while one waits or is under way, the next is left out.
     async fn queue_scheduled(&mut self, now: Micros) -> Result<(), StoreError> {
-        let all = jobs::list(self.store()).await?;
-        let waits = all.iter().any(|(_, job)| job.kind == JobKind::Scheduled && !job.state.is_finished());
-        if !waits {
-            let job = Job::new(JobKind::Scheduled, Recompute::default(), now);
-            jobs::create(self.store(), &job).await?;
-        }
+        jobs::queue_scheduled(self.store(), now).await?;
         self.next = self.schedule.after(now);
-        self.note(Some(now)).await
+        self.note().await
     }
 
-    async fn note(&self, last_run: Option<Micros>) -> Result<(), StoreError> {
-        let state = ScheduleState { next_run: self.next, last_run, leader: Some(self.holder.to_owned()) };
-        jobs::save_schedule(self.store(), &state).await
+    /// Tells what is followed.
+    async fn note(&self) -> Result<(), StoreError> {
+        let change = |state: &mut ScheduleState| {
+            state.cron = self.schedule.to_string();
+            state.time_zone = self.schedule.time_zone().name().to_owned();
+            state.next_run = self.next;
+            state.leader = Some(self.holder.to_owned());
+        };
+        jobs::update_schedule(self.store(), change).await.map(drop)
     }
 
     async fn forget_old(&self) -> Result<(), StoreError> {

@@ -57,7 +57,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            schedule: Schedule::Off,
+            schedule: Schedule::off(),
             memory_bytes: 512 << 20,
             parallelism: std::thread::available_parallelism().map_or(2, usize::from),
             lease: Duration::from_secs(15),

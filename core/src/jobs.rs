@@ -90,15 +90,30 @@ pub struct Progress {
     pub eta_ms: Option<u64>,
 }
 
-/// When batch runs, for those who judge freshness.
+/// When batch runs: what the leader follows, and what people want of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScheduleState {
+    /// The cron expression that the leader was configured with, or `off`; empty before anybody led.
+    pub cron: String,
+    /// IANA name of the zone that the expression is read in.
+    pub time_zone: String,
+    /// While it is paused nothing is queued; a run that falls due meanwhile is made once it goes on.
+    pub paused: Option<Pause>,
     /// `None` while the schedule is off.
     pub next_run: Option<Micros>,
-    /// When the last scheduled run began.
+    /// When the last scheduled run was queued.
     pub last_run: Option<Micros>,
+    /// The job of the last scheduled run.
+    pub last_job: Option<String>,
     /// Who leads batch.
     pub leader: Option<String>,
+}
+
+/// Since when and why the schedule is paused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pause {
+    pub since: Micros,
+    pub reason: Option<String>,
 }
 
 impl JobKind {
@@ -239,34 +254,76 @@ pub async fn cancel<D: Documents + ?Sized>(store: &D, id: &str, now: Micros) -> 
     .await
 }
 
-/// When batch runs next; the default if it never ran.
+/// Queues a scheduled run now, unless one waits or is under way: then that one is given.
+///
+/// Two callers at once may queue two; the second finds nothing left to cover.
+///
+/// # Errors
+/// As [`create`] and [`update_schedule`].
+pub async fn queue_scheduled<D: Documents + ?Sized>(store: &D, now: Micros) -> Result<Job, StoreError> {
+    let waits = |job: &Job| job.kind == JobKind::Scheduled && !job.state.is_finished();
+    let waiting = list(store).await?.into_iter().map(|(_, job)| job).find(waits);
+    let job = match waiting {
+        Some(job) => job,
+        None => {
+            let job = Job::new(JobKind::Scheduled, Recompute::default(), now);
+            create(store, &job).await?;
+            job
+        }
+    };
+    update_schedule(store, |state| {
+        state.last_run = Some(now);
+        state.last_job = Some(job.id.clone());
+    })
+    .await?;
+    Ok(job)
+}
+
+/// When batch runs; the default before anybody led.
 ///
 /// # Errors
 /// As the store, and [`StoreError::Corrupt`] if it does not decode.
 pub async fn load_schedule<D: Documents + ?Sized>(store: &D) -> Result<ScheduleState, StoreError> {
-    let Some(document) = store.get(SCHEDULE_DOCUMENTS, SCHEDULE_KEY).await? else {
-        return Ok(ScheduleState::default());
-    };
-    envelope::unpack(&document.value)
-        .map_err(|error| StoreError::Corrupt { what: "batch schedule".to_owned(), why: error.to_string() })
+    Ok(read_schedule(store).await?.1)
 }
 
-/// Replaces what [`load_schedule`] gives. It is for information, so the last writer wins.
+/// Changes what [`load_schedule`] gives by compare-and-set, and gives it as it stands afterwards. `change` may be called
+/// several times, each time on the state as it was read.
 ///
 /// # Errors
-/// As the store.
-pub async fn save_schedule<D: Documents + ?Sized>(store: &D, state: &ScheduleState) -> Result<(), StoreError> {
-    let value = envelope::pack(state)
-        .map_err(|error| StoreError::Corrupt { what: "batch schedule".to_owned(), why: error.to_string() })?;
+/// As [`load_schedule`]; [`StoreError::Unavailable`] if others kept changing it.
+pub async fn update_schedule<D, F>(store: &D, mut change: F) -> Result<ScheduleState, StoreError>
+where
+    D: Documents + ?Sized,
+    F: FnMut(&mut ScheduleState) + Send,
+{
     for _ in 0..ATTEMPTS {
-        let version = store.get(SCHEDULE_DOCUMENTS, SCHEDULE_KEY).await?.map_or(0, |document| document.version);
-        match store.put(SCHEDULE_DOCUMENTS, SCHEDULE_KEY, version, value.clone().into()).await {
-            Ok(Commit::Applied) => return Ok(()),
+        let (version, before) = read_schedule(store).await?;
+        let mut state = before.clone();
+        change(&mut state);
+        if state == before {
+            return Ok(state);
+        }
+        let value = envelope::pack(&state).map_err(|error| corrupt_schedule(&error))?;
+        match store.put(SCHEDULE_DOCUMENTS, SCHEDULE_KEY, version, value.into()).await {
+            Ok(Commit::Applied) => return Ok(state),
             Ok(Commit::Refused) | Err(StoreError::Unknown(_)) => {}
             Err(error) => return Err(error),
         }
     }
     Err(StoreError::Unavailable("batch schedule kept changing".to_owned()))
+}
+
+async fn read_schedule<D: Documents + ?Sized>(store: &D) -> Result<(u64, ScheduleState), StoreError> {
+    let Some(document) = store.get(SCHEDULE_DOCUMENTS, SCHEDULE_KEY).await? else {
+        return Ok((0, ScheduleState::default()));
+    };
+    let state = envelope::unpack(&document.value).map_err(|error| corrupt_schedule(&error))?;
+    Ok((document.version, state))
+}
+
+fn corrupt_schedule(error: &EnvelopeError) -> StoreError {
+    StoreError::Corrupt { what: "batch schedule".to_owned(), why: error.to_string() }
 }
 
 fn decode(id: &str, document: &Document) -> Result<Job, StoreError> {

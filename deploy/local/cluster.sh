@@ -47,10 +47,10 @@ END
 
 start_node() {
     if pid_of "$1" >/dev/null; then return; fi
+    # Nodes that live for minutes are up sooner without the optimising compiler.
     case $1 in
-        kafka-*) run_kafka "$1" 400m ;;
+        kafka-*) run_kafka "$1" 400m -XX:TieredStopAtLevel=1 ;;
         cassandra-*)
-            # Nodes that live for minutes are up sooner without the optimising compiler.
             run_cassandra "$1" 768m -XX:TieredStopAtLevel=1 -Dcassandra.ring_delay_ms=2000 -Dcassandra.consistent.rangemovement=false \
                 -Dcassandra.skip_wait_for_gossip_to_settle=0
             ;;

@@ -141,12 +141,13 @@ make_kafka() {
         fail "Kafka could not format $dir/data: $(tail -n 3 "$dir/log")"
 }
 
-# run_kafka NAME HEAP
+# run_kafka NAME HEAP MORE-OPTIONS-OF-JAVA...
 run_kafka() {
-    local jars
+    local name=$1 heap=$2 jars
+    shift 2
     jars=$(jars_of kafka "$KAFKA_VERSION")
-    launch "$1" "-Xmx$2" -XX:+UseG1GC -Dorg.slf4j.simpleLogger.showDateTime=true \
-        -Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS -cp "$jars/*" kafka.Kafka "$run_dir/$1/server.properties"
+    launch "$name" "-Xmx$heap" -XX:+UseG1GC -Dorg.slf4j.simpleLogger.showDateTime=true \
+        -Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS "$@" -cp "$jars/*" kafka.Kafka "$run_dir/$name/server.properties"
 }
 
 # make_cassandra NAME HOST SEED: settings of one node.

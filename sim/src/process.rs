@@ -234,7 +234,7 @@ fn batch(
     };
     let schedule = format!("*/{} * * * * *", plan.batch_every_s);
     let config = lamina_batch::Config {
-        schedule: schedule.parse().unwrap_or(lamina_batch::Schedule::Off),
+        schedule: schedule.parse().unwrap_or(lamina_batch::Schedule::off()),
         memory_bytes: 64 << 20,
         parallelism: 1,
         lease: Duration::from_secs(6),

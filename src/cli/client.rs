@@ -102,6 +102,30 @@ pub(super) struct Jobs {
     server: Server,
 }
 
+/// When batch runs by itself.
+#[derive(clap::Args)]
+pub(super) struct Schedule {
+    #[command(subcommand)]
+    change: Option<ScheduleChange>,
+    #[arg(long, value_enum, default_value = "table")]
+    output: Output,
+    #[command(flatten)]
+    server: Server,
+}
+
+#[derive(clap::Subcommand)]
+enum ScheduleChange {
+    /// Queue nothing until it is resumed
+    Pause {
+        #[arg(long)]
+        reason: Option<String>,
+    },
+    /// Go on; a run that fell due meanwhile is made at once
+    Resume,
+    /// Run now what the schedule runs
+    Run,
+}
+
 impl Query {
     pub(super) async fn run(self) -> Done {
         let given = [
@@ -170,6 +194,29 @@ impl Recompute {
                 Ok(ExitCode::SUCCESS)
             }
         }
+    }
+}
+
+impl Schedule {
+    pub(super) async fn run(self) -> Done {
+        let change = |name| self.server.request(Method::POST, &["v1", "schedule", name]);
+        let request = match &self.change {
+            None => self.server.request(Method::GET, &["v1", "schedule"])?,
+            Some(ScheduleChange::Pause { reason }) => change("pause")?.json(&json!({"reason": reason})),
+            Some(ScheduleChange::Resume) => change("resume")?,
+            Some(ScheduleChange::Run) => {
+                let job = send(change("run")?).await?;
+                output::print(self.output, &job, |job| jobs_table(std::slice::from_ref(job)));
+                return Ok(ExitCode::SUCCESS);
+            }
+        };
+        output::print(self.output, &send(request).await?, |schedule| {
+            let mut table = Table::new(&["CRON", "TIME ZONE", "PAUSED", "NEXT RUN", "LAST RUN", "LAST JOB"]);
+            let names = ["cron", "time_zone", "paused", "next_run", "last_run", "last_job"];
+            table.rows.push(names.iter().map(|name| cell(&schedule[name])).collect());
+            table
+        });
+        Ok(ExitCode::SUCCESS)
     }
 }
 

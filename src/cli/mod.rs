@@ -50,6 +50,8 @@ enum Command {
     Recompute(client::Recompute),
     /// List jobs, or show, watch or cancel one
     Jobs(client::Jobs),
+    /// When batch runs by itself; pause it, resume it, or run it now
+    Schedule(client::Schedule),
 }
 
 /// Why a command did not succeed, with its exit code.
@@ -97,6 +99,7 @@ pub fn run() -> ExitCode {
         Command::Freshness(command) => block_on(command.run()),
         Command::Recompute(command) => block_on(command.run()),
         Command::Jobs(command) => block_on(command.run()),
+        Command::Schedule(command) => block_on(command.run()),
     };
     done.unwrap_or_else(|failure| {
         eprintln!("lamina: {}", failure.message);

@@ -75,7 +75,7 @@ struct BatchFreshness {
     through: Option<String>,
     /// Since the view that is furthest behind was published; null before the first time.
     age_ms: Option<i64>,
-    /// Null while the schedule is off.
+    /// Null while the schedule is off or paused.
     next_run: Option<String>,
 }
 
@@ -154,7 +154,8 @@ async fn report(app: &App, metrics: &[&Metric], fail: bool) -> Result<Response, 
 
 async fn reports(app: &App, metrics: &[&Metric]) -> Result<Vec<MetricFreshness>, Problem> {
     let now = app.deps.clock.now();
-    let next_run = jobs::load_schedule(&*app.deps.store).await?.next_run.map(instant::format);
+    let schedule = jobs::load_schedule(&*app.deps.store).await?;
+    let next_run = schedule.next_run.filter(|_| schedule.paused.is_none()).map(instant::format);
     let mut sources: BTreeMap<&str, Progress> = BTreeMap::new();
     let mut reports = Vec::with_capacity(metrics.len());
     for metric in metrics {

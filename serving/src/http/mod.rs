@@ -12,6 +12,7 @@ mod layers;
 pub(crate) mod progress;
 mod query;
 mod recompute;
+mod schedule;
 
 use axum::{Router, middleware};
 use tower_http::{catch_panic::CatchPanicLayer, compression::CompressionLayer};
@@ -52,6 +53,7 @@ pub fn router(deps: Deps, config: &Config) -> Router {
         .merge(epochs::routes())
         .merge(recompute::routes())
         .merge(jobs::routes())
+        .merge(schedule::routes())
         .merge(freshness::routes())
         .split_for_parts();
     let (free, free_api) = OpenApiRouter::new().merge(health::routes()).merge(docs::routes()).split_for_parts();

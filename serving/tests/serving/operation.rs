@@ -97,6 +97,43 @@ async fn a_recompute_is_a_job_that_can_be_followed_listed_and_cancelled() {
 }
 
 #[tokio::test]
+async fn the_schedule_is_told_paused_resumed_and_run_now() {
+    let world = World::new().await;
+    let post = async |name: &str, body: &'static str| {
+        world.send(Method::POST, &format!("/v1/schedule/{name}"), &[("content-type", "application/json")], body).await
+    };
+    let nobody_led = world.get("/v1/schedule").await.ok();
+    assert_eq!((&nobody_led["cron"], &nobody_led["paused"]), (&Value::Null, &json!(false)));
+    jobs::update_schedule(&*world.store, |state| {
+        (state.cron, state.time_zone) = ("0 3 * * *".to_owned(), "Europe/Berlin".to_owned());
+        state.next_run = Some(1_442_109_600 * SECOND);
+    })
+    .await
+    .unwrap();
+    let told = world.get("/v1/schedule").await.ok();
+    assert_eq!((&told["cron"], &told["time_zone"]), (&json!("0 3 * * *"), &json!("Europe/Berlin")));
+    assert_eq!(told["next_run"], "2015-09-13T02:00:00Z");
+
+    assert_eq!(post("pause", r#"{"why": "?"}"#).await.problem(400).0, "bad_body");
+    let paused = post("pause", r#"{"reason": "maintenance"}"#).await.ok();
+    assert_eq!((&paused["paused"], &paused["paused_because"]), (&json!(true), &json!("maintenance")));
+    assert_eq!((&paused["next_run"], paused["paused_since"].is_string()), (&Value::Null, true));
+    let freshness = world.get("/v1/freshness/added").await.ok();
+    assert_eq!(freshness["metrics"][0]["batch"]["next_run"], Value::Null, "{freshness}");
+    let again = post("pause", "").await.ok();
+    assert_eq!((&again["paused_since"], &again["paused_because"]), (&paused["paused_since"], &Value::Null));
+
+    let run = post("run", "").await;
+    let job = run.json();
+    assert_eq!((run.status.as_u16(), &job["kind"], &job["state"]), (202, &json!("scheduled"), &json!("queued")));
+    assert_eq!(run.headers["location"], format!("/v1/jobs/{}", job["id"].as_str().unwrap()));
+    assert_eq!(post("run", "").await.json()["id"], job["id"], "one at a time");
+    let resumed = post("resume", "").await.ok();
+    assert_eq!((&resumed["paused"], &resumed["last_job"]), (&json!(false), &job["id"]));
+    assert_eq!(resumed["next_run"], "2015-09-13T02:00:00Z");
+}
+
+#[tokio::test]
 async fn a_recompute_that_cannot_be_done_is_refused() {
     let world = World::new().await;
     for (body, status, code) in [
