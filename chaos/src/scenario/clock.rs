@@ -1,6 +1,11 @@
 //! Wall clocks that jump by hours, of one process at a time (faketime).
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use rand::RngExt;
 
@@ -16,15 +21,15 @@ const JUMPS: u32 = 40;
 const HOURS: f64 = 5.0;
 
 pub(super) fn jump(run: &mut Run<'_>) -> Outcome<Totals> {
-    let library = library()?;
     let plan = run.plan();
     let folder = plan.folder.clone();
     fs::create_dir_all(&folder).doing("make a folder for clocks")?;
+    let libraries = format!("{}:{}", library()?.display(), waits(&folder)?.display());
     let adapt = |process: &mut Process| {
         let file = clock_file(&folder, &process.name);
         // Read again at most once a second; time-outs go by the monotonic clock, which does not jump.
         for (name, value) in [
-            ("LD_PRELOAD", library.display().to_string()),
+            ("LD_PRELOAD", libraries.clone()),
             ("FAKETIME_TIMESTAMP_FILE", file.display().to_string()),
             ("FAKETIME_CACHE_DURATION", "1".to_owned()),
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
@@ -70,14 +75,28 @@ pub(super) fn jump(run: &mut Run<'_>) -> Outcome<Totals> {
     })
 }
 
-fn clock_file(folder: &std::path::Path, name: &str) -> PathBuf {
+fn clock_file(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("{name}.clock"))
 }
 
 /// Sets the clock that many seconds off; the file is replaced as a whole.
-fn set(file: &std::path::Path, seconds: i64) -> Outcome {
+fn set(file: &Path, seconds: i64) -> Outcome {
     let part = file.with_extension("part");
     fs::write(&part, format!("{seconds:+}\n")).and_then(|()| fs::rename(&part, file)).doing("set a clock")
+}
+
+/// Compiles what faketime lacks.
+fn waits(folder: &Path) -> Outcome<PathBuf> {
+    let (source, library) = (folder.join("clock.c"), folder.join("clock.so"));
+    let doing = "compile waits that follow the clock";
+    fs::write(&source, include_str!("clock.c")).doing(doing)?;
+    let compiled = Command::new("cc").args(["-shared", "-fPIC", "-O2", "-o"]).args([&library, &source]).output();
+    match compiled.doing(doing)? {
+        done if done.status.success() => Ok(library),
+        done => {
+            Err(Failure::Cannot { doing: doing.to_owned(), why: String::from_utf8_lossy(&done.stderr).into_owned() })
+        }
+    }
 }
 
 /// The library that faketime preloads.
