@@ -84,11 +84,15 @@ impl History {
         positions.iter().all(|(number, at)| self.partition(*number).is_some_and(|partition| partition.end >= *at))
     }
 
-    /// The id of the record at an offset.
-    pub(crate) fn id_at(&self, partition: i32, offset: i64) -> Option<u64> {
-        let partition = self.partition(partition)?;
-        let at = partition.appended.binary_search_by_key(&offset, |(offset, _)| *offset).ok()?;
-        partition.ids.get(at).copied()
+    /// Whether the event stands in the log, at this offset. A broker that acknowledges what was sent again does not say at
+    /// which: then the offset is negative, and anywhere will do.
+    pub(crate) fn holds(&self, partition: i32, offset: i64, id: u64) -> bool {
+        let Some(partition) = self.partition(partition) else { return false };
+        if offset < 0 {
+            return partition.seen.contains_key(&id);
+        }
+        let at = partition.appended.binary_search_by_key(&offset, |(offset, _)| *offset);
+        at.is_ok_and(|at| partition.ids.get(at) == Some(&id))
     }
 
     /// Append time of the oldest record that a reader at `positions` does not see.
@@ -144,7 +148,8 @@ mod tests {
         assert_eq!(totals(&history, &[(0, 2), (1, 5)]), Some(State { count: 3, sum: 11, min: -1, max: 7 }));
         assert_eq!(totals(&history, &[(1, 4)]), None);
         assert_eq!(history.oldest_unseen(&[(0, 2), (1, 4)].into()), Some(1));
-        assert_eq!(history.id_at(1, 4), Some(3));
+        assert!(history.holds(1, 4, 3) && !history.holds(1, 4, 2));
+        assert!(history.holds(1, -1001, 3) && !history.holds(0, -1001, 3));
     }
 
     #[test]

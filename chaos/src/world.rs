@@ -299,7 +299,7 @@ impl World {
     fn check_acknowledged(&mut self) -> Outcome {
         let acknowledged = self.generator.take();
         let history = lock(&self.reader.history);
-        let lost = |of: &&kafka::Acknowledged| history.id_at(of.partition, of.offset) != Some(of.id);
+        let lost = |of: &&kafka::Acknowledged| !history.holds(of.partition, of.offset, of.id);
         self.acknowledged_checked += acknowledged.len() as u64;
         if self.acknowledged_checked != self.generator.acknowledged() {
             return Err(Failure::Broken("some acknowledgements were not checked".to_owned()));
