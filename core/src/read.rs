@@ -200,7 +200,7 @@ async fn was_published_meanwhile<D>(store: &D, request: &Request<'_>, snapshot: 
 where
     D: Documents + ?Sized,
 {
-    if !snapshot.begins_late() || !rules::on(Rule::RecheckUnpublished) {
+    if !snapshot.begins_late() {
         return Ok(false);
     }
     let (_, state) = generation::load_view(store, request.view).await?;

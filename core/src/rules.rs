@@ -31,8 +31,6 @@ pub enum Rule {
     MissingIsAnError,
     /// Epochs above the published cut that left the ledger mean: take everything again.
     RecheckTrimmed,
-    /// An unpublished view of ledgers that begin late is looked at again: it may have been published meanwhile.
-    RecheckUnpublished,
     /// Speed is read before batch.
     SpeedBeforeBatch,
     /// A cached batch chunk serves only the published generation under which it was read.

@@ -38,6 +38,5 @@ pub const MUTANTS: &[Mutant] = &[
     mutant("FileBeforeSeal", &[Rule::FileBeforeSeal], ARCHIVED, 0),
     mutant("RememberOneWindow", &[Rule::RememberOneWindow], FOLD, 0),
     mutant("CapLikeSpeed", &[Rule::CapLikeSpeed], FOLD, 0),
-    mutant("RecheckUnpublished", &[Rule::RecheckUnpublished], FOLD, 1_200),
     mutant("AtLeastIsChecked", &[Rule::AtLeastIsChecked], "at-least-is-honoured", 0),
 ];

@@ -5,7 +5,7 @@ use std::{
     ops::Range,
     sync::{
         Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -15,6 +15,7 @@ use bytes::Bytes;
 use lamina_core::{
     BatchChunks, BatchKey, BatchRow, Change, Commit, Consistency, Document, Documents, Epoch, EpochId, Ledger, Ledgers,
     LogId, Mark, Micros, Offset, Part, Partition, Shard, SpeedChunks, SpeedKey, Stamp, StoreError, ViewId,
+    generation::VIEW_DOCUMENTS,
     log::{Append, Consumer, Log, LogError, Record, Span, Topic},
 };
 
@@ -31,6 +32,8 @@ struct Tables {
 pub(crate) struct MemoryStore {
     tables: Mutex<Tables>,
     pub(crate) down: AtomicBool,
+    /// How many reads of a view's state still come before anything was published.
+    pub(crate) early: AtomicUsize,
 }
 
 impl MemoryStore {
@@ -44,6 +47,13 @@ impl MemoryStore {
     /// Loses a chunk, as an expiry would.
     pub(crate) fn lose_speed(&self) {
         self.tables.lock().unwrap().speed.clear();
+    }
+
+    /// Removes every sealed epoch from its ledger.
+    pub(crate) fn trim(&self) {
+        for ledger in self.tables.lock().unwrap().ledgers.values_mut() {
+            ledger.epochs.retain(|epoch| epoch.end.is_none());
+        }
     }
 
     /// Changes every epoch of every ledger.
@@ -151,6 +161,10 @@ impl BatchChunks for MemoryStore {
 #[async_trait]
 impl Documents for MemoryStore {
     async fn get(&self, kind: &str, key: &str) -> Result<Option<Document>, StoreError> {
+        let early = |left: usize| left.checked_sub(1);
+        if kind == VIEW_DOCUMENTS && self.early.fetch_update(Ordering::SeqCst, Ordering::SeqCst, early).is_ok() {
+            return Ok(None);
+        }
         self.with(|tables| tables.documents.get(&(kind.to_owned(), key.to_owned())).cloned())
     }
 

@@ -1,5 +1,7 @@
 //! The rules of queries, one by one.
 
+use std::sync::atomic::Ordering;
+
 use serde_json::{Value, json};
 
 use crate::world::{DAY, HOUR, MINUTE, World, keys};
@@ -263,6 +265,26 @@ async fn the_batch_layer_is_one_prefix_while_a_run_is_under_way() {
         let folded: u64 = positions.values().map(|position| position.as_u64().unwrap()).sum();
         assert_eq!(counts.sum::<u64>(), folded, "{body}");
     }
+}
+
+#[tokio::test]
+async fn a_view_that_is_published_and_trimmed_between_two_reads_is_answered_whole() {
+    let mut world = World::new().await;
+    for partition in 0..2 {
+        world.append(partition, &edit("00:10:05", Some("#en"), "DE", "a", 10));
+        world.seal(partition).await;
+    }
+    let all = [FROM, TO, ("aggregate", "count")];
+    // Remembers that batch had nothing yet.
+    let before = world.query(&all).await.ok();
+    world.batch(true).await;
+    world.store.trim();
+    // The query's own look at the view, and that of its first snapshot.
+    world.store.early.store(2, Ordering::SeqCst);
+    let after = world.query(&all).await.ok();
+    assert_eq!(world.store.early.load(Ordering::SeqCst), 0);
+    assert_eq!(after["series"], before["series"], "{after}");
+    assert_eq!(after["meta"]["complete"], true, "{after}");
 }
 
 #[tokio::test]
