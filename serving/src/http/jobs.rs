@@ -5,11 +5,15 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use axum::{
     Json,
     extract::{Path, Query, State},
-    http::StatusCode,
-    response::sse::{Event, KeepAlive, Sse},
+    http::{StatusCode, header},
+    response::{
+        IntoResponse, Response,
+        sse::{Event, KeepAlive, Sse},
+    },
 };
 use futures::{Stream, stream};
 use lamina_core::jobs::{self, Job, JobKind, JobState};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -19,6 +23,9 @@ use crate::{app::App, instant, problem::Problem, query::params::choice};
 /// Most jobs in one list, and how many if nothing is said.
 const MAX_JOBS: usize = 1_000;
 const DEFAULT_JOBS: usize = 100;
+/// Largest body of a request, and longest reason in it.
+pub(super) const MAX_BODY: usize = 64 << 10;
+const MAX_REASON: usize = 1_000;
 /// How often the document of a followed job is read.
 const FOLLOW: Duration = Duration::from_millis(500);
 
@@ -37,6 +44,28 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(get_job))
         .routes(routes!(cancel_job))
         .routes(routes!(follow_job))
+}
+
+/// A job that was queued, and where to follow it.
+pub(super) fn accepted(job: &Job) -> Response {
+    let headers = [(header::LOCATION, format!("/v1/jobs/{}", job.id)), (header::RETRY_AFTER, "1".to_owned())];
+    (StatusCode::ACCEPTED, headers, Json(body(job))).into_response()
+}
+
+/// The object in a request's body, by default if that is empty. `holds` says what it may hold.
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8], holds: &str) -> Result<T, Problem> {
+    let bytes: &[u8] = if bytes.trim_ascii().is_empty() { b"{}" } else { bytes };
+    serde_json::from_slice(bytes).map_err(|error| {
+        let detail = format!("the body cannot be used: {error}; it is an object of {holds}");
+        Problem::new(StatusCode::BAD_REQUEST, "bad_body", detail)
+    })
+}
+
+pub(super) fn check_reason(reason: Option<&String>) -> Result<(), Problem> {
+    if reason.is_some_and(|reason| reason.len() > MAX_REASON) {
+        return Err(Problem::parameter("reason", format!("at most {MAX_REASON} bytes")));
+    }
+    Ok(())
 }
 
 /// A job as clients see it.

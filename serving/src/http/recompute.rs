@@ -1,10 +1,9 @@
 //! `POST /v1/recomputes`: asks batch to rebuild a range from the archive.
 
 use axum::{
-    Json,
     extract::{Request, State},
-    http::{StatusCode, header},
-    response::{IntoResponse, Response},
+    http::StatusCode,
+    response::Response,
 };
 use lamina_core::jobs::{self, Job, JobKind, Recompute};
 use serde::Deserialize;
@@ -17,15 +16,13 @@ use crate::{
     body,
     http::{
         idempotency::{self, Begun},
-        jobs::body as job_body,
+        jobs::{MAX_BODY, accepted, check_reason, parse},
     },
     problem::Problem,
     query::params::instant_of,
 };
 
-const MAX_BODY: usize = 64 << 10;
 const MAX_METRICS: usize = 1_000;
-const MAX_REASON: usize = 1_000;
 
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(recompute))
@@ -64,7 +61,7 @@ async fn recompute(State(app): State<App>, request: Request) -> Result<Response,
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail));
     }
     let bytes = body::read(body, MAX_BODY, app.config.request_timeout).await?;
-    let request = checked(&app, parse(&bytes)?)?;
+    let request = checked(&app, parse(&bytes, "metrics, metric, from, to, dry_run, reason")?)?;
     let job = Job::new(JobKind::Recompute, request, app.deps.clock.now());
     let job = match idempotency::key(&parts.headers)? {
         None => {
@@ -83,9 +80,7 @@ async fn recompute(State(app): State<App>, request: Request) -> Result<Response,
             }
         },
     };
-    let location = format!("/v1/jobs/{}", job.id);
-    let headers = [(header::LOCATION, location), (header::RETRY_AFTER, "1".to_owned())];
-    Ok((StatusCode::ACCEPTED, headers, Json(job_body(&job))).into_response())
+    Ok(accepted(&job))
 }
 
 /// Creates the job, unless an earlier attempt under the same key got that far.
@@ -95,15 +90,6 @@ async fn create(app: &App, job: Job) -> Result<Job, Problem> {
     }
     jobs::create(&*app.deps.store, &job).await?;
     Ok(job)
-}
-
-fn parse(bytes: &[u8]) -> Result<Body, Problem> {
-    let bytes: &[u8] = if bytes.trim_ascii().is_empty() { b"{}" } else { bytes };
-    serde_json::from_slice(bytes).map_err(|error| {
-        let detail =
-            format!("the body cannot be used: {error}; it is an object of metrics, metric, from, to, dry_run, reason");
-        Problem::new(StatusCode::BAD_REQUEST, "bad_body", detail)
-    })
 }
 
 fn checked(app: &App, body: Body) -> Result<Recompute, Problem> {
@@ -117,9 +103,7 @@ fn checked(app: &App, body: Body) -> Result<Recompute, Problem> {
     for metric in &metrics {
         app.metric(metric)?;
     }
-    if body.reason.as_ref().is_some_and(|reason| reason.len() > MAX_REASON) {
-        return Err(Problem::parameter("reason", format!("at most {MAX_REASON} bytes")));
-    }
+    check_reason(body.reason.as_ref())?;
     let (from, to) = (instant("from", body.from)?, instant("to", body.to)?);
     match (from, to) {
         (Some(from), Some(to)) if from >= to => Err(Problem::parameter("to", "must lie after `from`")),

@@ -3,18 +3,20 @@
 use axum::{
     Json,
     extract::{Request, State},
-    http::{StatusCode, header},
-    response::{IntoResponse, Response},
+    response::Response,
 };
 use lamina_core::{Pause, ScheduleState, jobs};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{app::App, body, http::jobs::body as job_body, instant, problem::Problem};
-
-const MAX_BODY: usize = 64 << 10;
-const MAX_REASON: usize = 1_000;
+use crate::{
+    app::App,
+    body,
+    http::jobs::{MAX_BODY, accepted, check_reason, parse},
+    instant,
+    problem::Problem,
+};
 
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
@@ -81,14 +83,8 @@ struct Reason {
         (status = 400, description = "The body cannot be used")))]
 async fn pause(State(app): State<App>, request: Request) -> Result<Json<Schedule>, Problem> {
     let bytes = body::read(request.into_body(), MAX_BODY, app.config.request_timeout).await?;
-    let bytes: &[u8] = if bytes.trim_ascii().is_empty() { b"{}" } else { &bytes };
-    let Reason { reason } = serde_json::from_slice(bytes).map_err(|error| {
-        let detail = format!("the body cannot be used: {error}; it is empty, or an object with a `reason`");
-        Problem::new(StatusCode::BAD_REQUEST, "bad_body", detail)
-    })?;
-    if reason.as_ref().is_some_and(|reason| reason.len() > MAX_REASON) {
-        return Err(Problem::parameter("reason", format!("at most {MAX_REASON} bytes")));
-    }
+    let Reason { reason } = parse(&bytes, "reason")?;
+    check_reason(reason.as_ref())?;
     let since = app.deps.clock.now();
     let change = |state: &mut ScheduleState| {
         // Who paused it first says since when.
@@ -110,6 +106,5 @@ async fn resume(State(app): State<App>) -> Result<Json<Schedule>, Problem> {
     responses((status = 202, description = "The job; `location` is where to follow it", body = serde_json::Value)))]
 async fn run(State(app): State<App>) -> Result<Response, Problem> {
     let job = jobs::queue_scheduled(&*app.deps.store, app.deps.clock.now()).await?;
-    let headers = [(header::LOCATION, format!("/v1/jobs/{}", job.id)), (header::RETRY_AFTER, "1".to_owned())];
-    Ok((StatusCode::ACCEPTED, headers, Json(job_body(&job))).into_response())
+    Ok(accepted(&job))
 }
