@@ -13,8 +13,8 @@ class Client:
     def __init__(self, port, timeout=90):
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
 
-    def post(self, path, body):
-        return json.loads(self._exchange("POST", path, body, {"content-type": "application/x-ndjson"}))
+    def post(self, path, body, kind="application/x-ndjson"):
+        return json.loads(self._exchange("POST", path, body, {"content-type": kind}))
 
     def get(self, path, parameters=()):
         """The bytes of the answer."""

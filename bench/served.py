@@ -34,6 +34,9 @@ class Lamina:
             migrated = subprocess.run(self._command("migrate"), env=self.environment, stderr=self.log, timeout=120)
             if migrated.returncode:
                 raise RuntimeError(f"lamina migrate failed; see {folder / 'lamina.log'}")
+        self.start()
+
+    def start(self):
         self.process = subprocess.Popen(
             self._command("serve"), env=self.environment, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
         )
@@ -68,8 +71,8 @@ class Lamina:
                     raise RuntimeError(f"lamina is not ready after {timeout} s; see {self.folder / 'lamina.log'}")
                 time.sleep(0.1)
 
-    def close(self):
-        """Stops it as an operator does, and deletes its topic and keyspace. Seconds that the stop took."""
+    def stop(self):
+        """As an operator does: it seals. Seconds that it took."""
         began = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
         try:
@@ -77,7 +80,11 @@ class Lamina:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        took = time.monotonic() - began
+        return time.monotonic() - began
+
+    def close(self):
+        """Stops it, and deletes its topic and keyspace. Seconds that the stop took."""
+        took = self.stop()
         self.log.close()
         if self.real:
             backends.delete_topic(self.options.kafka, self.topic)

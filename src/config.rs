@@ -43,6 +43,8 @@ pub struct Config {
     pub archive: Option<url::Url>,
     pub speed: lamina_speed::Config,
     pub batch: lamina_batch::Config,
+    /// The Cassandra data centre that batch works in, if not the store's.
+    pub batch_dc: Option<String>,
     /// Partitions of topics that lamina makes.
     pub partitions: u32,
     /// Memory for decoded chunks in front of the store, bytes.
@@ -148,8 +150,11 @@ struct RawBatch {
     time_zone: String,
     memory_mib: usize,
     threads: usize,
+    nice: u8,
+    local_dc: Option<String>,
     retries: u32,
     lease: String,
+    keep: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -227,8 +232,11 @@ impl Default for RawBatch {
             time_zone: "UTC".into(),
             memory_mib: 512,
             threads: 2,
+            nice: 10,
+            local_dc: None,
             retries: 3,
             lease: "15s".into(),
+            keep: "7d".into(),
         }
     }
 }
@@ -309,6 +317,18 @@ impl Config {
                 options: raw.log.options,
             },
         };
+        if let Some(dc) = &raw.batch.local_dc {
+            let store = &raw.store;
+            if store.kind == StoreKind::Embedded {
+                problems.push(format!("batch.local_dc = {dc:?}: only store.kind = \"cassandra\" has data centres"));
+            } else if *dc != store.local_dc && store.write_consistency != WriteConsistency::EachQuorum {
+                problems.push(format!(
+                    "batch.local_dc = {dc:?} is not store.local_dc = {:?}: what the one writes the other reads, so \
+                     store.write_consistency must be \"each_quorum\"",
+                    store.local_dc
+                ));
+            }
+        }
         let store = match raw.store.kind {
             StoreKind::Embedded => StoreConfig::Embedded,
             StoreKind::Cassandra => StoreConfig::Cassandra(raw.store),
@@ -325,6 +345,7 @@ impl Config {
             archive,
             speed,
             batch,
+            batch_dc: raw.batch.local_dc,
             partitions: raw.log.partitions,
             cache_bytes: raw.serving.cache_mib << 20,
         })
@@ -359,6 +380,12 @@ fn batch(raw: &RawBatch, speed: &lamina_speed::Config, problems: &mut Vec<String
         chrono_tz::UTC
     });
     let schedule = Schedule::in_zone(schedule, zone);
+    if raw.nice > 19 {
+        problems.push(format!(
+            "batch.nice = {} is out of range: 0 to 19, and the larger, the more batch stands back",
+            raw.nice
+        ));
+    }
     if let Some(interval) = longest_pause(&schedule).filter(|pause| speed.ttl < *pause * 4) {
         problems.push(format!(
             "speed.ttl = {:?} is shorter than four times the longest pause of batch.schedule ({interval:?}): \
@@ -370,8 +397,10 @@ fn batch(raw: &RawBatch, speed: &lamina_speed::Config, problems: &mut Vec<String
         schedule,
         memory_bytes: raw.memory_mib << 20,
         parallelism: raw.threads.max(1),
+        nice: raw.nice,
         lease: duration("batch.lease", &raw.lease, problems),
         retries: raw.retries,
+        keep: duration("batch.keep", &raw.keep, problems),
     }
 }
 
@@ -405,6 +434,18 @@ mod tests {
         for part in ["http.listen", "log.partitions", "speed.ttl", "speed.epoch", "archive.url"] {
             assert!(errors.contains(part), "{part} is not in: {errors}");
         }
+    }
+
+    #[test]
+    fn batch_in_a_data_centre_of_its_own_needs_writes_that_wait_for_both() {
+        let with =
+            |more: &str| load(&format!("[store]\nkind = \"cassandra\"\n{more}\n[batch]\nlocal_dc = \"analytics\"\n"));
+        assert!(with("").unwrap_err().contains("each_quorum"));
+        assert!(with("local_dc = \"analytics\"").is_ok());
+        let config = with("write_consistency = \"each_quorum\"").unwrap();
+        assert_eq!(config.batch_dc.as_deref(), Some("analytics"));
+        let error = load("[batch]\nlocal_dc = \"analytics\"\n").unwrap_err();
+        assert!(error.contains("store.kind"), "{error}");
     }
 
     #[test]

@@ -71,6 +71,8 @@ pub enum StartError {
 pub struct Backends {
     pub log: Arc<dyn Log>,
     pub store: Arc<dyn Store>,
+    /// The store as batch uses it: of Cassandra perhaps through another data centre.
+    batch_store: Arc<dyn Store>,
     pub archive: Arc<dyn ObjectStore>,
     /// The store again if it is Cassandra, whose clocks are watched.
     cassandra: Option<Arc<CassandraStore>>,
@@ -104,7 +106,14 @@ impl Backends {
             (None, Some(opened)) => Arc::clone(&opened.store) as _,
             (None, None) => unreachable!("the folder is opened for an embedded store"),
         };
-        Ok(Self { log, store, archive: open_archive(config)?, cassandra })
+        let batch_store = match (&config.store, &config.batch_dc) {
+            (StoreConfig::Cassandra(raw), Some(dc)) if *dc != raw.local_dc => {
+                let settings = CassandraConfig { local_dc: dc.clone(), ..cassandra_config(raw)? };
+                Arc::new(CassandraStore::new(settings)) as _
+            }
+            _ => Arc::clone(&store),
+        };
+        Ok(Self { log, store, batch_store, archive: open_archive(config)?, cassandra })
     }
 }
 
@@ -186,7 +195,7 @@ impl Node {
         let listener = listener.map_err(|cause| StartError::Listen { address: config.listen, cause })?;
         let address = listener.local_addr().map_err(|cause| StartError::Listen { address: config.listen, cause })?;
         self.keep_definitions_fresh();
-        let Backends { log, store, archive, cassandra } = &self.backends;
+        let Backends { log, store, batch_store, archive, cassandra } = &self.backends;
         if let Some(cassandra) = cassandra {
             self.tasks.spawn(skew::watch(Arc::clone(cassandra), self.stop.clone()));
         }
@@ -203,7 +212,7 @@ impl Node {
         if roles.batch {
             let deps = lamina_batch::Deps {
                 log: Arc::clone(log),
-                store: Arc::clone(store),
+                store: Arc::clone(batch_store),
                 archive: Arc::clone(archive),
                 catalog: self.definitions.watch(),
                 clock: Arc::clone(&clock),

@@ -127,7 +127,7 @@ impl Judge {
     fn same(&self, before: Option<&States>, after: Option<&States>) -> bool {
         let (Some(before), Some(after)) = (before, after) else { return false };
         self.asks.iter().all(|ask| match (before.answer(0, ask), after.answer(0, ask)) {
-            (Ok(Answer::Float(a)), Ok(Answer::Float(b))) => (a - b).abs() <= FLOAT_ERROR * a.abs().max(b.abs()),
+            (Ok(a), Ok(b)) => same(Some(&a), Some(&b)),
             (a, b) => a == b,
         })
     }
@@ -141,5 +141,13 @@ impl Judge {
             (ask.name().to_owned(), value)
         };
         Value::Object(self.asks.iter().map(answer).collect())
+    }
+}
+
+/// Whether two answers are equal, up to the rounding of float sums.
+pub(crate) fn same(before: Option<&Answer>, after: Option<&Answer>) -> bool {
+    match (before, after) {
+        (Some(Answer::Float(a)), Some(Answer::Float(b))) => (a - b).abs() <= FLOAT_ERROR * a.abs().max(b.abs()),
+        (a, b) => a == b,
     }
 }

@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::BatchError;
+use crate::{BatchError, Config};
 
 /// Rows decoded and aggregated at once, at most and at least. Aggregation spills between batches, so that the states
 /// which one batch begins must fit into memory.
@@ -36,9 +36,10 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    pub(crate) fn new(memory_bytes: usize, parallelism: usize) -> Result<Self, BatchError> {
+    pub(crate) fn new(config: &Config) -> Result<Self, BatchError> {
+        let &Config { memory_bytes, parallelism, nice, .. } = config;
         let parallelism = parallelism.max(1);
-        let runtime = (!offload::is_inline()).then(|| own_runtime(parallelism)).transpose()?;
+        let runtime = (!offload::is_inline()).then(|| own_runtime(parallelism, nice)).transpose()?;
         let environment = RuntimeEnvBuilder::new()
             .with_memory_pool(Arc::new(FairSpillPool::new(memory_bytes)))
             .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::OsTmpDirectory))
@@ -68,10 +69,22 @@ impl Engine {
     }
 }
 
-fn own_runtime(threads: usize) -> Result<Runtime, BatchError> {
+fn own_runtime(threads: usize, nice: u8) -> Result<Runtime, BatchError> {
     let mut builder = Builder::new_multi_thread();
-    builder.worker_threads(threads).thread_name("lamina-batch").enable_all().build().map_err(BatchError::Runtime)
+    builder.worker_threads(threads).thread_name("lamina-batch").on_thread_start(move || yield_to_others(nice));
+    builder.enable_all().build().map_err(BatchError::Runtime)
 }
+
+/// Lets other threads go first where the processors do not suffice for all. On Linux a priority is a thread's own.
+#[cfg(target_os = "linux")]
+fn yield_to_others(nice: u8) {
+    if let Err(error) = rustix::process::setpriority_process(None, i32::from(nice.min(19))) {
+        tracing::warn!(%error, nice, "a batch thread keeps its priority");
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn yield_to_others(_: u8) {}
 
 impl Drop for Engine {
     /// A runtime may not be waited for where asynchronous code runs.

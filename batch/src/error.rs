@@ -66,6 +66,12 @@ pub enum BatchError {
     UnknownMetric { name: String, known: Vec<String> },
     #[error("the range is empty: `from` must lie before `to`")]
     EmptyRange,
+    #[error(
+        "nothing that was served then is kept: a rollback returns to what a recompute replaced, as GET /v1/metrics/NAME lists it"
+    )]
+    NothingKept,
+    #[error("a rollback needs the moment to return to")]
+    NoMoment,
     #[error("schedule {text:?} is not a cron expression: {why}; for example \"*/10 * * * *\", or \"off\"")]
     Schedule { text: String, why: String },
     #[error("batch's runtime does not start")]
@@ -103,7 +109,13 @@ impl BatchError {
     pub(crate) fn is_transient(&self) -> bool {
         !matches!(
             self,
-            Self::UnknownMetric { .. } | Self::EmptyRange | Self::Cancelled | Self::TakenOver | Self::Schedule { .. }
+            Self::UnknownMetric { .. }
+                | Self::EmptyRange
+                | Self::NothingKept
+                | Self::NoMoment
+                | Self::Cancelled
+                | Self::TakenOver
+                | Self::Schedule { .. }
         )
     }
 

@@ -8,7 +8,7 @@ use lamina_metric::Metric;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Batch, BatchError, Meter, Outcome, Wanted};
+use crate::{Batch, BatchError, Meter, Outcome, Wanted, versions};
 
 /// How often progress is stored and the wish to cancel is looked for.
 const POLL: Duration = Duration::from_secs(1);
@@ -16,13 +16,26 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Changed buckets that a job's result lists.
 const EXAMPLES: usize = 100;
 
-/// What a job's attempts have brought so far, by metric.
-type Results = BTreeMap<String, Outcome>;
+/// What a job's attempts have brought so far, by version.
+#[derive(Default)]
+struct Results {
+    outcomes: BTreeMap<String, Outcome>,
+    /// What sets a version that was built apart from the one that answers.
+    comparisons: BTreeMap<String, Value>,
+}
+
+/// A version of a metric that a job works on.
+struct Subject {
+    /// The metric's name; `name@version` if that version does not answer.
+    label: String,
+    metric: Arc<Metric>,
+    wanted: Wanted,
+}
 
 /// Runs the job of this id to its end, or until `stop`: then it is queued again for the next leader.
 pub(crate) async fn execute(batch: &Batch, id: &str, retries: u32, stop: &CancellationToken) -> Result<(), StoreError> {
     let store = &*batch.deps.store;
-    let mut results = Results::new();
+    let mut results = Results::default();
     loop {
         let now = batch.deps.clock.now();
         let begun = jobs::update(store, id, |job| begin(job, now, retries)).await?;
@@ -67,7 +80,7 @@ fn begin(job: &mut Job, now: i64, retries: u32) -> bool {
     true
 }
 
-/// Runs every metric that is not done yet; one that fails does not keep the others from running.
+/// Runs every version that is not done yet; one that fails does not keep the others from running.
 async fn attempt(
     batch: &Batch,
     job: &Job,
@@ -75,42 +88,79 @@ async fn attempt(
     meter: &Arc<Meter>,
     cancel: &CancellationToken,
 ) -> Result<(), BatchError> {
-    let wanted = match (job.kind, job.request.dry_run) {
-        (JobKind::Scheduled, _) => Wanted::Cover,
-        (JobKind::Recompute, false) => Wanted::Rebuild { from: job.request.from, to: job.request.to },
-        (JobKind::Recompute, true) => Wanted::DryRun { from: job.request.from, to: job.request.to },
-    };
     let mut failed = None;
-    for metric in metrics(batch, job)? {
-        if results.contains_key(&metric.name) {
+    for Subject { label, metric, wanted } in subjects(batch, job)? {
+        if results.outcomes.contains_key(&label) {
             continue;
         }
         match batch.run_metric(&metric, &wanted, meter, cancel).await {
             Ok(outcome) => {
-                tracing::debug!(metric = metric.name, outcome = %outcome.to_json(), "metric done");
-                results.insert(metric.name.clone(), outcome);
+                tracing::debug!(metric = label, outcome = %outcome.to_json(), "metric done");
+                results.outcomes.insert(label, outcome);
             }
             Err(BatchError::Cancelled) => return Err(BatchError::Cancelled),
             Err(error) => {
-                tracing::error!(metric = metric.name, error = error.chain(), "batch run failed");
+                tracing::error!(metric = label, error = error.chain(), "batch run failed");
                 failed.get_or_insert(error);
             }
         }
     }
+    if job.kind == JobKind::Build && failed.is_none() {
+        compare(batch, job, results).await?;
+    }
     failed.map_or(Ok(()), Err)
 }
 
-fn metrics(batch: &Batch, job: &Job) -> Result<Vec<Arc<Metric>>, BatchError> {
+/// What the job works on, in order. A recompute or rollback is of what answers; what covers newly sealed epochs does so for
+/// versions that are being built, too.
+fn subjects(batch: &Batch, job: &Job) -> Result<Vec<Subject>, BatchError> {
     let catalog = Arc::clone(&batch.deps.catalog.borrow());
-    if job.request.metrics.is_empty() {
-        return Ok(catalog.metrics.values().cloned().collect());
+    let request = &job.request;
+    let wanted = match job.kind {
+        JobKind::Scheduled | JobKind::Build => Wanted::Cover,
+        JobKind::Recompute if request.dry_run => Wanted::DryRun { from: request.from, to: request.to },
+        JobKind::Recompute => Wanted::Rebuild { from: request.from, to: request.to },
+        JobKind::Rollback => Wanted::Rollback { as_of: request.as_of.ok_or(BatchError::NoMoment)? },
+    };
+    let answers = |metric: &Arc<Metric>| Subject {
+        label: metric.name.clone(),
+        metric: Arc::clone(metric),
+        wanted: wanted.clone(),
+    };
+    let built = |metric: &Arc<Metric>| Subject { label: label(metric), ..answers(metric) };
+    if job.kind == JobKind::Build {
+        // One that answers by now, or that was taken back, is nobody's concern any more.
+        let asked = |metric: &&Arc<Metric>| request.metrics.contains(&label(metric));
+        let pair = |metric: &Arc<Metric>| [catalog.metrics.get(&metric.name).map(answers), Some(built(metric))];
+        return Ok(catalog.building.values().filter(asked).flat_map(pair).flatten().collect());
+    }
+    if request.metrics.is_empty() {
+        let building = catalog.building.values().filter(|_| job.kind == JobKind::Scheduled);
+        return Ok(catalog.metrics.values().map(answers).chain(building.map(built)).collect());
     }
     let find = |name: &String| {
         let unknown =
             || BatchError::UnknownMetric { name: name.clone(), known: catalog.metrics.keys().cloned().collect() };
-        catalog.metrics.get(name).cloned().ok_or_else(unknown)
+        catalog.metrics.get(name).map(answers).ok_or_else(unknown)
     };
-    job.request.metrics.iter().map(find).collect()
+    request.metrics.iter().map(find).collect()
+}
+
+/// How a version that does not answer yet is named.
+pub(crate) fn label(metric: &Metric) -> String {
+    format!("{}@{}", metric.name, metric.version)
+}
+
+/// Compares the versions that a job has built with those that answer.
+async fn compare(batch: &Batch, job: &Job, results: &mut Results) -> Result<(), BatchError> {
+    let catalog = Arc::clone(&batch.deps.catalog.borrow());
+    for metric in catalog.building.values().filter(|metric| job.request.metrics.contains(&label(metric))) {
+        if let Some(before) = catalog.metrics.get(&metric.name) {
+            let found = versions::compare(&*batch.deps.store, before, metric).await?;
+            results.comparisons.insert(label(metric), found);
+        }
+    }
+    Ok(())
 }
 
 /// Stores progress and passes the wish to cancel on, for as long as it is polled. A store that does not answer is asked
@@ -203,13 +253,17 @@ async fn fail(batch: &Batch, id: &str, error: &BatchError, text: &str) -> Result
     jobs::update(&*batch.deps.store, id, ended).await.map(drop)
 }
 
-/// By metric, and of dry runs the sums over all.
-fn result(results: &Results) -> Value {
-    let metrics: BTreeMap<&String, Value> = results.iter().map(|(name, outcome)| (name, outcome.to_json())).collect();
+/// By version, and of dry runs the sums over all.
+fn result(Results { outcomes, comparisons }: &Results) -> Value {
+    let mut metrics: BTreeMap<&String, Value> =
+        outcomes.iter().map(|(label, outcome)| (label, outcome.to_json())).collect();
+    for (label, found) in comparisons {
+        metrics.entry(label).or_default()["comparison"] = found.clone();
+    }
     let mut result = json!({"metrics": metrics});
     let (mut all, mut sums) = (Vec::new(), (0, 0));
     let mut dry = false;
-    for outcome in results.values() {
+    for outcome in outcomes.values() {
         if let Outcome::DryRun { buckets, series, changed, .. } = outcome {
             dry = true;
             sums = (sums.0 + buckets, sums.1 + series);

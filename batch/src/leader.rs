@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lamina_core::{Job, JobState, Micros, ScheduleState, Store, StoreError, jobs};
+use lamina_core::{Job, JobKind, JobRequest, JobState, Micros, ScheduleState, Store, StoreError, jobs};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Batch, Schedule, job, lease::Lease, telemetry};
@@ -11,6 +11,8 @@ use crate::{Batch, Schedule, job, lease::Lease, telemetry};
 const POLL: Duration = Duration::from_secs(1);
 /// Finished jobs that are kept.
 const KEPT: usize = 100;
+/// How often a leader looks for what versions that are being built do not cover.
+const BUILD_EVERY: Micros = 5_000_000;
 
 /// Leads whenever nobody else does, until `stop`.
 pub(crate) async fn stand(
@@ -73,7 +75,7 @@ async fn renew(lease: &Lease<'_>, term: &CancellationToken) {
 
 /// Does a leader's work until the term ends. A store that does not answer is asked again.
 async fn serve(batch: &Batch, holder: &str, schedule: &Schedule, retries: u32, term: &CancellationToken) {
-    let mut agenda = Agenda { batch, holder, schedule, retries, next: None, taken_up: false };
+    let mut agenda = Agenda { batch, holder, schedule, retries, next: None, built_at: Micros::MIN, taken_up: false };
     while !term.is_cancelled() {
         if let Err(error) = agenda.turn(term).await {
             tracing::warn!(%error, "batch cannot use the store");
@@ -95,6 +97,8 @@ struct Agenda<'a> {
     retries: u32,
     /// When the next scheduled run is due.
     next: Option<Micros>,
+    /// When it was last looked for versions to build.
+    built_at: Micros,
     taken_up: bool,
 }
 
@@ -108,6 +112,7 @@ impl Agenda<'_> {
         if self.next.is_some_and(|next| next <= now) && jobs::load_schedule(self.store()).await?.paused.is_none() {
             self.queue_scheduled(now).await?;
         }
+        self.queue_builds(now).await?;
         let all = jobs::list(self.store()).await?;
         let Some((_, job)) = all.iter().find(|(_, job)| job.state == JobState::Queued) else { return Ok(()) };
         job::execute(self.batch, &job.id, self.retries, term).await?;
@@ -144,6 +149,34 @@ impl Agenda<'_> {
         jobs::queue_scheduled(self.store(), now).await?;
         self.next = self.schedule.after(now);
         self.note().await
+    }
+
+    /// A version that is being built is covered as soon as there is something to cover, so that it answers soon, unless that
+    /// has failed or was cancelled: then the schedule does it.
+    async fn queue_builds(&mut self, now: Micros) -> Result<(), StoreError> {
+        let building: Vec<_> = self.batch.deps.catalog.borrow().building.values().cloned().collect();
+        if building.is_empty() || now.saturating_sub(self.built_at) < BUILD_EVERY {
+            return Ok(());
+        }
+        self.built_at = now;
+        let all = jobs::list(self.store()).await?;
+        for metric in building {
+            let label = job::label(&metric);
+            let own = |job: &Job| job.kind == JobKind::Build && job.request.metrics.contains(&label);
+            if all.iter().any(|(_, job)| own(job) && job.state != JobState::Succeeded) {
+                continue;
+            }
+            match self.batch.is_behind(&metric).await {
+                Ok(true) => {
+                    let reason = Some(format!("version {} of {} is being built", metric.version, metric.name));
+                    let request = JobRequest { metrics: vec![label], reason, ..JobRequest::default() };
+                    jobs::create(self.store(), &Job::new(JobKind::Build, request, now)).await?;
+                }
+                Ok(false) => {}
+                Err(error) => tracing::warn!(metric = label, error = error.chain(), "cannot be built yet"),
+            }
+        }
+        Ok(())
     }
 
     /// Tells what is followed.

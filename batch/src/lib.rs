@@ -26,6 +26,7 @@ mod rollup;
 mod run;
 mod schedule;
 mod telemetry;
+mod versions;
 
 use std::{sync::Arc, time::Duration};
 
@@ -48,10 +49,14 @@ pub struct Config {
     pub memory_bytes: usize,
     /// Threads of batch's own runtime.
     pub parallelism: usize,
+    /// How far they stand back behind other threads, 0 (as one of them) to 19; on Linux only.
+    pub nice: u8,
     /// How long a leader that went silent is waited for.
     pub lease: Duration,
     /// How often a failed job is tried again.
     pub retries: u32,
+    /// How long what a recompute or a rollback replaced is kept, to return to.
+    pub keep: Duration,
 }
 
 impl Default for Config {
@@ -60,8 +65,10 @@ impl Default for Config {
             schedule: Schedule::off(),
             memory_bytes: 512 << 20,
             parallelism: std::thread::available_parallelism().map_or(2, usize::from),
+            nice: 10,
             lease: Duration::from_secs(15),
             retries: 3,
+            keep: Duration::from_secs(7 * 24 * 3_600),
         }
     }
 }

@@ -13,12 +13,39 @@ use crate::BatchError;
 
 /// How often a change of a view's state is made again on what was read back.
 const ATTEMPTS: u32 = 16;
+/// Publications that are kept at most.
+const MOST_KEPT: usize = 16;
+/// What was replaced is kept at least so long: readers may still be using it.
+const LEAST_KEPT: Micros = 3_600_000_000;
+
+/// What a run is for, besides covering newly sealed epochs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Aim {
+    Cover,
+    /// Of whole batch chunks.
+    Rebuild(Range<Micros>),
+    /// Return to what was served at this moment.
+    Rollback(Micros),
+}
+
+impl Aim {
+    /// For a view in this state. One that was not replaced since the moment of a rollback stays.
+    fn scope(&self, state: &ViewState) -> Scope {
+        match self {
+            Self::Cover => Scope::default(),
+            Self::Rebuild(range) => Scope { rebuild: Some(range.clone()), rollback: None },
+            Self::Rollback(at) => {
+                Scope { rebuild: None, rollback: state.kept_at(*at).map(|kept| kept.published.generation) }
+            }
+        }
+    }
+}
 
 /// One view as a run writes it.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
     pub(crate) view: View,
-    /// What readers use while the run is under way.
+    /// What chunks are extended from: what readers use meanwhile, or what is returned to.
     pub(crate) published: Published,
     pub(crate) opened: Opened,
     /// Per width that is not kept for ever, how long it is.
@@ -53,17 +80,18 @@ pub(crate) async fn open(
     metric: &Metric,
     view: &View,
     cut: &Cut,
-    scope: &Scope,
+    aim: &Aim,
     now: Micros,
 ) -> Result<Target, BatchError> {
     for _ in 0..ATTEMPTS {
         let (version, state) = load_view(store, &view.id).await?;
-        let (mut next, opened) = state.begin(cut.clone(), scope.clone(), now)?;
+        let (mut next, opened) = state.begin(cut.clone(), aim.scope(&state), now)?;
         raise(metric, &mut next, now);
+        let published = next.origin(&opened)?;
         match save_view(store, &view.id, version, &next).await {
             Ok(Commit::Applied) => {
                 let retention = metric.retention.clone();
-                let (published, horizons) = (state.published, next.horizons);
+                let horizons = next.horizons;
                 return Ok(Target { view: view.clone(), published, opened, retention, horizons });
             }
             // An unknown outcome may have opened a generation, and another leader may have opened the very same: the
@@ -113,8 +141,7 @@ pub(crate) async fn give_up(store: &dyn Store, target: &Target) -> Result<(), Ba
         if state.open.as_ref() != Some(&target.opened) {
             return Ok(());
         }
-        let next = ViewState { open: None, ..state };
-        match save_view(store, &target.view.id, version, &next).await {
+        match save_view(store, &target.view.id, version, &state.given_up()).await {
             Ok(Commit::Applied) => return Ok(()),
             Ok(Commit::Refused) | Err(StoreError::Unknown(_)) => {}
             Err(error) => return Err(error.into()),
@@ -123,22 +150,55 @@ pub(crate) async fn give_up(store: &dyn Store, target: &Target) -> Result<(), Ba
     Err(BatchError::Contended(target.view.id.to_string()))
 }
 
-/// Raises the horizons of a view that has nothing else to do.
-pub(crate) async fn raise_horizons(
+/// Raises the horizons of a view that has nothing else to do, and forgets what was replaced before `replaced_since`, chunks
+/// and all.
+pub(crate) async fn tidy(
     store: &dyn Store,
     metric: &Metric,
     view: &View,
     now: Micros,
+    replaced_since: Micros,
 ) -> Result<(), BatchError> {
-    for _ in 0..ATTEMPTS {
-        let (version, state) = load_view(store, &view.id).await?;
+    let change = |state: &ViewState| {
         let mut next = state.clone();
         raise(metric, &mut next, now);
+        next.forget(replaced_since.min(now.saturating_sub(LEAST_KEPT)), MOST_KEPT);
+        next
+    };
+    let ViewState { unused, last_stamp, .. } = update(store, view, change).await?;
+    for (range, base) in &unused {
+        for width in metric.widths() {
+            for shard in 0..view.shards.max(1) {
+                store.remove_chunks(&view.id, width, *base, shard, range.clone(), last_stamp).await?;
+            }
+        }
+    }
+    let removed = |state: &ViewState| {
+        let mut next = state.clone();
+        next.unused.retain(|one| !unused.contains(one));
+        next
+    };
+    if !unused.is_empty() {
+        update(store, view, removed).await?;
+        tracing::info!(view = %view.id, ranges = unused.len(), "chunks that nothing refers to were removed");
+    }
+    Ok(())
+}
+
+/// Changes a view's state by compare-and-set, if `change` changes it, and gives it as it stands afterwards.
+async fn update(
+    store: &dyn Store,
+    view: &View,
+    change: impl Fn(&ViewState) -> ViewState + Send,
+) -> Result<ViewState, BatchError> {
+    for _ in 0..ATTEMPTS {
+        let (version, state) = load_view(store, &view.id).await?;
+        let next = change(&state);
         if next == state {
-            return Ok(());
+            return Ok(state);
         }
         match save_view(store, &view.id, version, &next).await {
-            Ok(Commit::Applied) => return Ok(()),
+            Ok(Commit::Applied) => return Ok(next),
             Ok(Commit::Refused) | Err(StoreError::Unknown(_)) => {}
             Err(error) => return Err(error.into()),
         }

@@ -1,6 +1,11 @@
 //! One run over one metric: all its views in one go, up to the same sealed cut.
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use lamina_core::{Cut, Micros, Opened, Scope, ViewState, generation::load_view, log::LogError, snapshot::no_later};
 use lamina_metric::Metric;
@@ -12,7 +17,7 @@ use crate::{
     compare::Changes,
     compute::{Done, Mode, Work},
     context::Engine,
-    open::{self, Target},
+    open::{self, Aim, Target},
     plan::{self, Sealed},
     telemetry,
 };
@@ -21,6 +26,7 @@ use crate::{
 pub struct Batch {
     pub(crate) deps: Deps,
     engine: Arc<Engine>,
+    keep: Duration,
 }
 
 /// What a run of one metric shall do.
@@ -32,6 +38,8 @@ pub enum Wanted {
     Rebuild { from: Option<Micros>, to: Option<Micros> },
     /// Say what a rebuild would change.
     DryRun { from: Option<Micros>, to: Option<Micros> },
+    /// Return to what was served at this moment from what stands in the archive, extended to what is sealed now.
+    Rollback { as_of: Micros },
 }
 
 /// What a run of one metric did.
@@ -83,8 +91,8 @@ impl Batch {
     /// # Errors
     /// If the runtime cannot start.
     pub fn new(deps: Deps, config: &Config) -> Result<Self, BatchError> {
-        let engine = Engine::new(config.memory_bytes, config.parallelism)?;
-        Ok(Self { deps, engine: Arc::new(engine) })
+        let engine = Engine::new(config)?;
+        Ok(Self { deps, engine: Arc::new(engine), keep: config.keep })
     }
 
     /// Runs one metric once. Whatever happens, what is served stays exactly right.
@@ -129,11 +137,12 @@ impl Batch {
         let log = topic.log_id(&metric.source.name);
         let sealed = Sealed::load(&*self.deps.store, log, topic.partitions).await?;
         match wanted {
-            Wanted::Cover => self.cover(metric, &sealed, None, meter, cancel).await,
+            Wanted::Cover => self.cover(metric, &sealed, Aim::Cover, meter, cancel).await,
             Wanted::Rebuild { from, to } => {
                 let range = plan::widen(metric, *from, *to)?;
-                self.cover(metric, &sealed, Some(range), meter, cancel).await
+                self.cover(metric, &sealed, Aim::Rebuild(range), meter, cancel).await
             }
+            Wanted::Rollback { as_of } => self.cover(metric, &sealed, Aim::Rollback(*as_of), meter, cancel).await,
             Wanted::DryRun { from, to } => {
                 let range = plan::widen(metric, *from, *to)?;
                 self.dry_run(metric, &sealed, range, meter, cancel).await
@@ -145,13 +154,14 @@ impl Batch {
         &self,
         metric: &Arc<Metric>,
         sealed: &Sealed,
-        rebuild: Option<Range<Micros>>,
+        aim: Aim,
         meter: &Arc<Meter>,
         cancel: &CancellationToken,
     ) -> Result<Outcome, BatchError> {
         let (store, clock) = (&*self.deps.store, &*self.deps.clock);
         let cut = sealed.cut();
-        let mut current = rebuild.is_none();
+        let mut current = aim == Aim::Cover;
+        let mut returns = false;
         for view in &metric.views {
             let (_, state) = load_view(store, &view.id).await?;
             if !state.published.is_of(&sealed.log) {
@@ -159,20 +169,27 @@ impl Batch {
                 return Ok(Outcome::Unchanged);
             }
             current = current && open::is_current(&state, &cut);
+            returns = returns || matches!(aim, Aim::Rollback(at) if state.kept_at(at).is_some());
+        }
+        if matches!(aim, Aim::Rollback(_)) && !returns {
+            return Err(BatchError::NothingKept);
         }
         if current {
-            for view in &metric.views {
-                open::raise_horizons(store, metric, view, clock.now()).await?;
-            }
+            self.tidy(metric).await?;
             return Ok(Outcome::Unchanged);
         }
-        let scope = Scope { rebuild };
         let mut targets = Vec::with_capacity(metric.views.len());
         for view in &metric.views {
-            targets.push(Arc::new(open::open(store, metric, view, &cut, &scope, clock.now()).await?));
+            targets.push(Arc::new(open::open(store, metric, view, &cut, &aim, clock.now()).await?));
         }
         match self.compute(metric, sealed, &targets, Mode::Write, meter, cancel).await {
-            Ok(done) => self.publish(metric, sealed, &targets, &done).await,
+            Ok(done) => {
+                let outcome = self.publish(metric, sealed, &targets, &done).await?;
+                if let Err(error) = self.tidy(metric).await {
+                    tracing::warn!(metric = metric.name, error = error.chain(), "what was replaced was not tidied up");
+                }
+                Ok(outcome)
+            }
             Err(error) => {
                 if !matches!(error, BatchError::TakenOver) {
                     self.give_up(&targets).await;
@@ -180,6 +197,24 @@ impl Batch {
                 Err(error)
             }
         }
+    }
+
+    /// Whether something was sealed that the metric's views do not cover.
+    pub(crate) async fn is_behind(&self, metric: &Metric) -> Result<bool, BatchError> {
+        let topic = match self.deps.log.topic(&metric.source.topic).await {
+            Ok(topic) => topic,
+            Err(LogError::NoTopic(_)) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
+        let log = topic.log_id(&metric.source.name);
+        let cut = Sealed::load(&*self.deps.store, log, topic.partitions).await?.cut();
+        for view in &metric.views {
+            let (_, state) = load_view(&*self.deps.store, &view.id).await?;
+            if state.published.generation == 0 || !open::is_current(&state, &cut) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     async fn compute(
@@ -237,6 +272,15 @@ impl Batch {
         Ok(Outcome::Published { generation, cut, rows, files, chunks, expired, rejected, fates })
     }
 
+    async fn tidy(&self, metric: &Metric) -> Result<(), BatchError> {
+        let now = self.deps.clock.now();
+        let keep = i64::try_from(self.keep.as_micros()).unwrap_or(Micros::MAX);
+        for view in &metric.views {
+            open::tidy(&*self.deps.store, metric, view, now, now.saturating_sub(keep)).await?;
+        }
+        Ok(())
+    }
+
     /// What is open stays open if this fails too: the next run inherits it, at the cost of its work only.
     async fn give_up(&self, targets: &[Arc<Target>]) {
         for target in targets {
@@ -259,7 +303,7 @@ impl Batch {
         for view in &metric.views {
             let (_, ViewState { published, last_generation, horizons, .. }) =
                 load_view(&*self.deps.store, &view.id).await?;
-            let scope = Scope { rebuild: Some(range.clone()) };
+            let scope = Scope { rebuild: Some(range.clone()), rollback: None };
             let cut = published.cut.clone();
             let opened = Opened { generation: last_generation, cut, stamp: 0, scope, base: 0 };
             let retention = metric.retention.clone();

@@ -12,6 +12,7 @@ use crate::{
     cut::Cut,
     envelope,
     ids::{Generation, LogId, Micros, Offset, Partition, ViewId},
+    ledger::Ledger,
     rules::{self, Rule},
     store::{Documents, StoreError},
 };
@@ -30,6 +31,18 @@ pub struct ViewState {
     pub last_base: u32,
     /// Per width, the event time below which nothing is served or written. Only rises.
     pub horizons: BTreeMap<Micros, Micros>,
+    /// What recomputes and rollbacks replaced, the latest first: a rollback can return to it.
+    pub kept: Vec<Kept>,
+    /// Ranges of event time under bases that nothing refers to any more: their chunks can go.
+    pub unused: Vec<(Range<Micros>, u32)>,
+}
+
+/// A publication that a recompute or a rollback replaced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// The last one with its bases.
+    pub published: Published,
+    pub replaced_at: Micros,
 }
 
 /// The publication that readers use. Generation 0 is "nothing yet".
@@ -44,6 +57,8 @@ pub struct Published {
     pub through: Option<Micros>,
     /// Ranges of event time that were recomputed, latest first, with the base they are stored under. Elsewhere the base is 0.
     pub bases: Vec<(Range<Micros>, u32)>,
+    /// When a recompute or a rollback brought these bases into force, if one did.
+    pub bases_since: Option<Micros>,
     /// Offsets below the cut that the log had lost before they were read. It outlives the epochs' stay in the ledger.
     pub lost: Vec<(Partition, Range<Offset>)>,
     /// The log whose offsets the cut counts, as far as it was noted: of a topic that was made again they say nothing.
@@ -68,15 +83,22 @@ pub struct Opened {
 pub struct Scope {
     /// Event time to rebuild from the archive, whatever was there; whole batch chunks.
     pub rebuild: Option<Range<Micros>>,
+    /// The kept generation to return to, extended to this one's cut.
+    pub rollback: Option<Generation>,
 }
 
 impl Scope {
+    /// With what an abandoned generation should have done. A rollback is not for a later generation to inherit, nor does it
+    /// rebuild: it was asked for on what stood then.
     fn with(self, other: &Self) -> Self {
+        if self.rollback.is_some() {
+            return self;
+        }
         let rebuild = match (self.rebuild, &other.rebuild) {
             (Some(a), Some(b)) => Some(a.start.min(b.start)..a.end.max(b.end)),
             (a, b) => a.or_else(|| b.clone()),
         };
-        Self { rebuild }
+        Self { rebuild, rollback: None }
     }
 }
 
@@ -86,6 +108,8 @@ pub enum GenerationError {
     NotOpen { asked: Generation, open: Option<Generation> },
     #[error("the new cut lies below the published one")]
     CutBackwards,
+    #[error("generation {0} is not kept any more")]
+    NotKept(Generation),
 }
 
 impl ViewState {
@@ -107,9 +131,17 @@ impl ViewState {
             last_generation: generation,
             last_stamp: stamp,
             last_base: base,
-            ..self.clone()
+            ..self.given_up()
         };
         Ok((state, opened))
+    }
+
+    /// Without an open generation: what it has rebuilt is of no use.
+    pub fn given_up(&self) -> Self {
+        let mut state = Self { open: None, ..self.clone() };
+        let abandoned = self.open.as_ref().and_then(|open| Some((open.scope.rebuild.clone()?, open.base)));
+        state.unused.extend(abandoned);
+        state
     }
 
     /// Publishes a generation all of whose chunks are acknowledged.
@@ -121,10 +153,18 @@ impl ViewState {
         if open != Some(opened.generation) && rules::on(Rule::OnlyTheOpenPublishes) {
             return Err(GenerationError::NotOpen { asked: opened.generation, open });
         }
-        let mut bases = self.published.bases.clone();
+        let mut bases = match opened.scope.rollback {
+            Some(generation) => self.kept(generation)?.published.bases.clone(),
+            None => self.published.bases.clone(),
+        };
         if let Some(range) = &opened.scope.rebuild {
             bases.retain(|(old, _)| old.start < range.start || old.end > range.end);
             bases.insert(0, (range.clone(), opened.base));
+        }
+        let mut kept = self.kept.clone();
+        let replaces = opened.scope.rebuild.is_some() || opened.scope.rollback.is_some();
+        if replaces && self.published.generation > 0 {
+            kept.insert(0, Kept { published: self.published.clone(), replaced_at: now });
         }
         let published = Published {
             generation: opened.generation,
@@ -133,10 +173,60 @@ impl ViewState {
             at: now,
             through: through.max(self.published.through),
             bases,
+            bases_since: if replaces { Some(now) } else { self.published.bases_since },
             lost: self.published.lost.clone(),
             log: self.published.log.clone(),
         };
-        Ok(Self { published, open: None, ..self.clone() })
+        Ok(Self { published, open: None, kept, ..self.clone() })
+    }
+
+    /// The kept publication whose last generation this was.
+    ///
+    /// # Errors
+    /// [`GenerationError::NotKept`].
+    pub fn kept(&self, generation: Generation) -> Result<&Kept, GenerationError> {
+        let found = self.kept.iter().find(|kept| kept.published.generation == generation);
+        found.ok_or(GenerationError::NotKept(generation))
+    }
+
+    /// What the chunks of this generation are extended from: what is published, or what it returns to, with the cut at
+    /// which that was left.
+    ///
+    /// # Errors
+    /// [`GenerationError::NotKept`].
+    pub fn origin(&self, opened: &Opened) -> Result<Published, GenerationError> {
+        let Some(generation) = opened.scope.rollback else { return Ok(self.published.clone()) };
+        let mut kept = self.kept(generation)?.published.clone();
+        if !rules::on(Rule::RollbackExtends) {
+            kept.cut = self.published.cut.clone();
+        }
+        Ok(kept)
+    }
+
+    /// The publication whose bases were in force at this moment, if they were replaced since and are kept.
+    pub fn kept_at(&self, at: Micros) -> Option<&Kept> {
+        let since = |kept: &Kept| kept.published.bases_since.unwrap_or(Micros::MIN);
+        self.kept.iter().find(|kept| since(kept) <= at && at < kept.replaced_at)
+    }
+
+    /// Keeps at most `most` of what was replaced after `replaced_since`; chunks that only the others refer to are noted as
+    /// unused. What an open generation returns to stays.
+    pub fn forget(&mut self, replaced_since: Micros, most: usize) {
+        let wanted = self.open.as_ref().and_then(|open| open.scope.rollback);
+        let (mut kept, mut dropped) = (Vec::new(), Vec::new());
+        for (at, one) in std::mem::take(&mut self.kept).into_iter().enumerate() {
+            let stays = (one.replaced_at > replaced_since && at < most) || wanted == Some(one.published.generation);
+            if stays { kept.push(one) } else { dropped.push(one) }
+        }
+        self.kept = kept;
+        let used: Vec<&Published> =
+            std::iter::once(&self.published).chain(self.kept.iter().map(|kept| &kept.published)).collect();
+        let unused = dropped.iter().flat_map(|dropped| only_in(&dropped.published, &used));
+        for one in unused.collect::<Vec<_>>() {
+            if !self.unused.contains(&one) {
+                self.unused.push(one);
+            }
+        }
     }
 
     /// Raises the horizon of a width.
@@ -150,6 +240,13 @@ impl Published {
     /// Whether the cut counts offsets of this log. Without a topic there is none that it could be mixed with.
     pub fn is_of(&self, log: &LogId) -> bool {
         log.topic_id().is_empty() || self.log.as_ref().is_none_or(|own| own == log)
+    }
+
+    /// Whether a view that counts epochs since the revision `since` has all that was folded before in a partition with
+    /// this ledger: published at all, and up to the first epoch that it folded itself.
+    pub fn builds(&self, since: u64, partition: Partition, ledger: &Ledger) -> bool {
+        let mut above = ledger.epochs.iter().filter(|epoch| !self.cut.covers(partition, epoch.start));
+        self.generation > 0 && above.all(|epoch| epoch.revision >= since)
     }
 
     /// Notes that epochs below the cut lack these offsets, each once.
@@ -181,6 +278,28 @@ impl Opened {
     pub fn rebuilds(&self, period: Micros) -> bool {
         self.scope.rebuild.as_ref().is_some_and(|range| range.contains(&period))
     }
+}
+
+/// The ranges, with their bases, that `one` refers to and none of `others` does.
+fn only_in(one: &Published, others: &[&Published]) -> Vec<(Range<Micros>, u32)> {
+    let all = std::iter::once(&one).chain(others);
+    let mut edges: Vec<Micros> =
+        all.flat_map(|published| &published.bases).flat_map(|(range, _)| [range.start, range.end]).collect();
+    edges.extend([Micros::MIN, Micros::MAX]);
+    edges.sort_unstable();
+    edges.dedup();
+    let mut found: Vec<(Range<Micros>, u32)> = Vec::new();
+    for pair in edges.windows(2) {
+        let base = one.base_at(pair[0]);
+        if others.iter().any(|other| other.base_at(pair[0]) == base) {
+            continue;
+        }
+        match found.last_mut() {
+            Some((range, last)) if *last == base && range.end == pair[0] => range.end = pair[1],
+            _ => found.push((pair[0]..pair[1], base)),
+        }
+    }
+    found
 }
 
 /// Below which offset a partition's epochs may leave the ledger: the lowest published cut of all active views of the
@@ -226,4 +345,56 @@ pub async fn save_view<D: Documents + ?Sized>(
     };
     let value = envelope::pack(state).map_err(corrupt)?;
     store.put(VIEW_DOCUMENTS, view.as_str(), expected, value.into()).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rebuilt(state: &ViewState, range: Range<Micros>, now: Micros) -> ViewState {
+        let scope = Scope { rebuild: Some(range), rollback: None };
+        let (state, opened) = state.begin(Cut::default(), scope, now).unwrap();
+        state.publish(&opened, now, None).unwrap()
+    }
+
+    fn covered(state: &ViewState, now: Micros) -> ViewState {
+        let (state, opened) = state.begin(Cut::default(), Scope::default(), now).unwrap();
+        state.publish(&opened, now, None).unwrap()
+    }
+
+    #[test]
+    fn what_a_recompute_replaced_can_come_back_with_its_bases() {
+        let first = covered(&ViewState::default(), 10);
+        let second = rebuilt(&covered(&first, 20), 0..100, 30);
+        let third = covered(&rebuilt(&second, 50..60, 40), 45);
+        assert_eq!(third.published.bases, [(50..60, 2), (0..100, 1)]);
+        let was = |at| third.kept_at(at).map(|kept| kept.published.bases.clone());
+        assert_eq!((was(5), was(29)), (Some(vec![]), Some(vec![])));
+        assert_eq!((was(30), was(39), was(40)), (Some(vec![(0..100, 1)]), Some(vec![(0..100, 1)]), None));
+        let scope = Scope { rebuild: None, rollback: Some(third.kept_at(35).unwrap().published.generation) };
+        let (open, opened) = third.begin(Cut::default(), scope, 50).unwrap();
+        let back = open.publish(&opened, 50, None).unwrap();
+        assert_eq!((&back.published.bases, back.published.bases_since), (&vec![(0..100, 1)], Some(50)));
+        assert_eq!(back.kept_at(45).unwrap().published.bases, third.published.bases, "and there is a way forth");
+    }
+
+    #[test]
+    fn chunks_go_once_nothing_that_is_kept_refers_to_them() {
+        let mut state = rebuilt(&rebuilt(&covered(&ViewState::default(), 10), 0..100, 20), 50..150, 30);
+        state.forget(15, 16);
+        assert_eq!((state.kept.len(), state.unused.len()), (2, 0));
+        state.forget(20, 16);
+        assert_eq!(state.unused, [(0..100, 0)], "base 0 is still in force elsewhere, or kept");
+        state.forget(30, 16);
+        assert_eq!((state.kept.len(), &state.unused[1..]), (0, &[(50..100, 1), (100..150, 0)][..]));
+    }
+
+    #[test]
+    fn what_an_abandoned_rebuild_wrote_is_of_no_use() {
+        let scope = Scope { rebuild: Some(0..100), rollback: None };
+        let (open, _) = covered(&ViewState::default(), 10).begin(Cut::default(), scope, 20).unwrap();
+        assert_eq!(open.given_up().unused, [(0..100, 1)]);
+        let (next, opened) = open.begin(Cut::default(), Scope::default(), 30).unwrap();
+        assert_eq!((opened.scope.rebuild, opened.base, next.unused), (Some(0..100), 2, vec![(0..100, 1)]));
+    }
 }

@@ -31,7 +31,7 @@ pub struct Job {
     pub id: String,
     pub kind: JobKind,
     pub state: JobState,
-    pub request: Recompute,
+    pub request: JobRequest,
     pub progress: Progress,
     pub created_at: Micros,
     /// When its last attempt began.
@@ -52,6 +52,10 @@ pub enum JobKind {
     Scheduled,
     /// Was asked for.
     Recompute,
+    /// Covers a version of a metric that does not answer yet, from the archive.
+    Build,
+    /// Returns to what a recompute replaced.
+    Rollback,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,10 +67,10 @@ pub enum JobState {
     Cancelled,
 }
 
-/// What to compute.
+/// What a job shall do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Recompute {
-    /// By name; none means all.
+pub struct JobRequest {
+    /// By name; none means all. Of a build: `name@version`.
     pub metrics: Vec<String>,
     /// Event time from which to rebuild; `None` is the beginning. Widened to whole batch chunks.
     pub from: Option<Micros>,
@@ -74,6 +78,8 @@ pub struct Recompute {
     pub to: Option<Micros>,
     /// Only say what would change.
     pub dry_run: bool,
+    /// Of a rollback: the moment whose publication is wanted back; `None` is before the latest recompute.
+    pub as_of: Option<Micros>,
     pub reason: Option<String>,
 }
 
@@ -121,6 +127,8 @@ impl JobKind {
         match self {
             Self::Scheduled => "scheduled",
             Self::Recompute => "recompute",
+            Self::Build => "build",
+            Self::Rollback => "rollback",
         }
     }
 }
@@ -144,7 +152,7 @@ impl JobState {
 
 impl Job {
     /// A queued job with a new id.
-    pub fn new(kind: JobKind, request: Recompute, now: Micros) -> Self {
+    pub fn new(kind: JobKind, request: JobRequest, now: Micros) -> Self {
         Self {
             id: format!("job_{}", Uuid::now_v7().simple()),
             kind,
@@ -266,7 +274,7 @@ pub async fn queue_scheduled<D: Documents + ?Sized>(store: &D, now: Micros) -> R
     let job = match waiting {
         Some(job) => job,
         None => {
-            let job = Job::new(JobKind::Scheduled, Recompute::default(), now);
+            let job = Job::new(JobKind::Scheduled, JobRequest::default(), now);
             create(store, &job).await?;
             job
         }

@@ -32,7 +32,7 @@ pub use clock::Clock;
 pub use cut::Cut;
 pub use generation::{Opened, Published, Scope, ViewState};
 pub use ids::{EpochId, Generation, LogId, Micros, Offset, Partition, Shard, ViewId};
-pub use jobs::{Job, JobKind, JobState, Pause, Progress, Recompute, ScheduleState};
+pub use jobs::{Job, JobKind, JobRequest, JobState, Pause, Progress, ScheduleState};
 pub use ledger::{Archive, Change, Counts, Epoch, Ledger, LedgerError};
 pub use snapshot::Snapshot;
 pub use store::{

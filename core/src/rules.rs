@@ -37,6 +37,8 @@ pub enum Rule {
     FreshBatchChunks,
     /// A batch run extends a chunk from the chunk's own cut.
     ExtendFromOwnCut,
+    /// A rollback extends the chunks that it returns to from where they were left.
+    RollbackExtends,
     /// A belated run's chunk loses against a later generation's.
     LaterGenerationWins,
     /// A view's cut moves only when every chunk of the run is written.

@@ -203,6 +203,18 @@ pub trait BatchChunks: Send + Sync {
         periods: Range<Micros>,
         series: Option<&[u8]>,
     ) -> Result<Vec<BatchRow>, StoreError>;
+
+    /// Removes the chunks whose period starts within `periods`, but none of a later stamp than `upto`. For bases that
+    /// nothing refers to: a chunk that readers may look for is never removed.
+    async fn remove_chunks(
+        &self,
+        view: &ViewId,
+        width: Micros,
+        base: u32,
+        shard: Shard,
+        periods: Range<Micros>,
+        upto: Micros,
+    ) -> Result<(), StoreError>;
 }
 
 /// A document and the version that a change of it must name.

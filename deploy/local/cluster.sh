@@ -9,11 +9,13 @@
 #   cluster.sh status                       which nodes run
 #   cluster.sh down [kafka|cassandra]       stop all nodes (of that kind) and remove their data
 #
+# The i-th Cassandra node is in the i-th data centre of LAMINA_CLUSTER_DCS, or in dc1.
 # Kafka nodes have a second listener on port + 2 that is advertised as port + 3: where a proxy may stand.
 set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
 read -ra hosts <<<"${LAMINA_CLUSTER_HOSTS:-127.0.0.11 127.0.0.12 127.0.0.13}"
+read -ra centres <<<"${LAMINA_CLUSTER_DCS:-}"
 
 host_of() {
     local host=${hosts[$((${1##*-} - 1))]:-}
@@ -40,7 +42,10 @@ controller.quorum.election.timeout.ms=4000
 controller.quorum.fetch.timeout.ms=6000
 END
             ;;
-        cassandra-*) make_cassandra "$node" "$host" "$(host_of cassandra-1)" ;;
+        cassandra-*)
+            make_cassandra "$node" "$host" "$(host_of cassandra-1)"
+            sed -i "s/^dc=.*/dc=${centres[id - 1]:-dc1}/" "$run_dir/$node/conf/cassandra-rackdc.properties"
+            ;;
         *) fail "no node is called $node; there are kafka-1, cassandra-1 and so on" 2 ;;
     esac
 }

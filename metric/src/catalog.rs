@@ -45,7 +45,12 @@ impl Default for Versions {
 pub struct Catalog {
     pub revision: u64,
     pub sources: BTreeMap<String, Arc<Source>>,
+    /// The version of each metric that answers.
     pub metrics: BTreeMap<String, Arc<Metric>>,
+    /// Versions that will answer once batch has built them from the archive.
+    pub building: BTreeMap<String, Arc<Metric>>,
+    /// Versions that answered a moment ago: they are still folded, as some process may not know yet.
+    pub retiring: Vec<Arc<Metric>>,
 }
 
 /// A draft with its file's index and whether reading it went well.
@@ -58,7 +63,12 @@ struct Read<D> {
 impl Catalog {
     /// Nothing is defined, at revision 0: definitions are not loaded yet.
     pub fn empty() -> Self {
-        Self { revision: 0, sources: BTreeMap::new(), metrics: BTreeMap::new() }
+        Self::of_revision(0)
+    }
+
+    fn of_revision(revision: u64) -> Self {
+        let (sources, metrics, building) = Default::default();
+        Self { revision, sources, metrics, building, retiring: Vec::new() }
     }
 
     /// Compiles TOML texts `(file name, text)`.
@@ -74,7 +84,7 @@ impl Catalog {
         }
         let planner = Planner::new();
         let names: Vec<String> = sources.iter().map(|read| read.draft.name.value.clone()).collect();
-        let mut catalog = Self { revision: versions.revision, sources: BTreeMap::new(), metrics: BTreeMap::new() };
+        let mut catalog = Self::of_revision(versions.revision);
         for Read { draft, file, sound } in sources {
             let before = problems[file].count() - usize::from(!sound);
             if let Some(source) = compile_source(draft, &planner, &mut problems[file], before) {
@@ -83,12 +93,7 @@ impl Catalog {
         }
         for Read { draft, file, sound } in metrics {
             let before = problems[file].count() - usize::from(!sound);
-            let source = &draft.definition.source;
-            let over = match catalog.sources.get(source) {
-                Some(source) => Over::Compiled(source),
-                None if names.contains(source) => Over::Broken,
-                None => Over::Unknown(names.iter().map(String::as_str).collect()),
-            };
+            let over = catalog.over(&draft.definition.source, &names);
             let version = versions.metrics.get(&draft.name.value).copied().unwrap_or((1, 1));
             if let Some(metric) = compile_metric(draft, over, version, &planner, &mut problems[file], before) {
                 catalog.metrics.insert(metric.name.clone(), Arc::new(metric));
@@ -96,6 +101,33 @@ impl Catalog {
         }
         let found: Vec<Diagnostic> = problems.into_iter().flat_map(Problems::into_found).collect();
         if found.is_empty() { Ok(catalog) } else { Err(found) }
+    }
+
+    /// Compiles one more version, `(version, since)`, of a metric over the sources of this catalogue; `text` holds its
+    /// definition alone.
+    ///
+    /// # Errors
+    /// Every error of it, as if it stood in the file `place`.
+    pub fn version(&self, place: &str, text: &str, version: (u32, u64)) -> Result<Metric, Vec<Diagnostic>> {
+        let mut problems = [Problems::new(place, text)];
+        let mut metrics = Vec::new();
+        read_file(0, text, &mut problems, &mut Vec::new(), &mut metrics);
+        let names: Vec<String> = self.sources.keys().cloned().collect();
+        let compiled = metrics.pop().and_then(|Read { draft, sound, .. }| {
+            let before = problems[0].count() - usize::from(!sound);
+            let over = self.over(&draft.definition.source, &names);
+            compile_metric(draft, over, version, &Planner::new(), &mut problems[0], before)
+        });
+        let [problems] = problems;
+        compiled.ok_or_else(|| problems.into_found())
+    }
+
+    fn over<'a>(&'a self, source: &str, defined: &'a [String]) -> Over<'a> {
+        match self.sources.get(source) {
+            Some(source) => Over::Compiled(source),
+            None if defined.iter().any(|name| name == source) => Over::Broken,
+            None => Over::Unknown(defined.iter().map(String::as_str).collect()),
+        }
     }
 
     /// Reads `*.toml` below the paths (files or folders, sorted), then compiles.
@@ -114,9 +146,15 @@ impl Catalog {
         }
     }
 
-    /// The metrics over one source.
+    /// The version of a metric that was defined last, whether it answers already or is being built.
+    pub fn latest(&self, name: &str) -> Option<&Arc<Metric>> {
+        self.building.get(name).or_else(|| self.metrics.get(name))
+    }
+
+    /// The metrics over one source that are folded, in all their versions.
     pub fn metrics_of<'a>(&'a self, source: &'a str) -> impl Iterator<Item = &'a Arc<Metric>> {
-        self.metrics.values().filter(move |metric| metric.source.name == source)
+        let all = self.metrics.values().chain(self.building.values()).chain(&self.retiring);
+        all.filter(move |metric| metric.source.name == source)
     }
 }
 

@@ -134,6 +134,20 @@ impl SourceDefinition {
         fingerprint(&Self { columns, description: None, ..self.clone() })
     }
 
+    /// Whether events decode under this definition as under the older one, except for fields and derived names that it
+    /// adds: then metrics that were defined over the older one can be folded over this one.
+    pub fn extends(&self, older: &Self) -> bool {
+        fn holds<V: PartialEq>(all: &Ordered<V>, some: &Ordered<V>) -> bool {
+            some.iter().all(|(name, value)| all.get(name) == Some(value))
+        }
+        let columns = self.columns.clone().or_else(|| (self.format == Format::Csv).then(|| self.fields.names()));
+        let (fields, derive) = (older.fields.clone(), older.derive.clone());
+        let without_more = Self { columns, fields, derive, ..self.clone() };
+        holds(&self.fields, &older.fields)
+            && holds(&self.derive, &older.derive)
+            && without_more.fingerprint() == older.fingerprint()
+    }
+
     /// As a text that [`crate::Catalog::compile`] takes.
     ///
     /// # Errors

@@ -50,6 +50,8 @@ happenings! {
     Trim => "epochs trimmed from a ledger",
     Reread => "reader took everything again, past all caches",
     Recompute => "recomputed range published",
+    Rollback => "rollback published",
+    Unused => "chunks removed that nothing refers to",
     Revision => "definitions changed",
     CatalogLag => "workers with different definitions",
     Lost => "log cut off below the consumer, lost range recorded",

@@ -224,11 +224,16 @@ impl Driver {
     fn recompute(&mut self) {
         let Some(at) = self.serving() else { return };
         let begin = self.plan().begin;
-        let from = (begin - self.random.within(0, 300) * SECOND) / 1000;
+        let back = self.random.within(0, 300);
+        let from = (begin - back * SECOND) / 1000;
         let metric = if self.random.permille(700) { "added" } else { "hits" };
-        let body =
+        let recompute =
             format!(r#"{{"metric": "{metric}", "from": {from}, "to": {}, "reason": "simulated"}}"#, from + 600_000);
-        let request = Request::post("/v1/recomputes").header("content-type", "application/json");
+        let (path, body) = match back % 3 {
+            0 => (format!("/v1/metrics/{metric}/rollback"), "{}".to_owned()),
+            _ => ("/v1/recomputes".to_owned(), recompute),
+        };
+        let request = Request::post(path).header("content-type", "application/json");
         let Ok(request) = request.body(Body::from(body)) else { return };
         self.processes[at].request(request, Sent::Recompute, &self.replies);
     }

@@ -237,8 +237,10 @@ fn batch(
         schedule: schedule.parse().unwrap_or(lamina_batch::Schedule::off()),
         memory_bytes: 64 << 20,
         parallelism: 1,
+        nice: 0,
         lease: Duration::from_secs(6),
         retries: 3,
+        keep: Duration::from_secs(3_600),
     };
     async move { drop(lamina_batch::run(deps, config, stop).await) }
 }

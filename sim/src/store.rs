@@ -147,6 +147,18 @@ impl BatchChunks for SimStore {
         let look = self.0.ask(|world| world.store.scan(view, width, base, shard, &periods, series, world.now));
         look.await.map_err(unavailable)
     }
+
+    async fn remove_chunks(
+        &self,
+        view: &ViewId,
+        width: Micros,
+        base: u32,
+        shard: Shard,
+        periods: Range<Micros>,
+        upto: Micros,
+    ) -> Result<(), StoreError> {
+        self.write(Effect::RemoveRows { view: view.clone(), width, base, shard, periods, upto }).await
+    }
 }
 
 #[async_trait]

@@ -3,13 +3,14 @@
 use std::{
     collections::BTreeMap,
     fmt::{self, Write},
+    ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
 use lamina_core::{
-    Archive, BatchRow, Change, Commit, Epoch, EpochId, Ledger, LogId, Mark, Micros, Offset, Part, Partition, SpeedKey,
-    Stamp, ViewId, ViewState,
+    Archive, BatchRow, Change, Commit, Epoch, EpochId, Ledger, LogId, Mark, Micros, Offset, Part, Partition, Shard,
+    SpeedKey, Stamp, ViewId, ViewState,
     conformance::memory::{LogState, StoreState},
     envelope,
     generation::VIEW_DOCUMENTS,
@@ -81,6 +82,7 @@ pub(crate) enum Effect {
     Chunks { chunks: Vec<(SpeedKey, Bytes)>, stamp: Stamp },
     Mark { log: LogId, partition: Partition, epoch: EpochId, mark: Mark, stamp: Stamp },
     Rows(Vec<BatchRow>),
+    RemoveRows { view: ViewId, width: Micros, base: u32, shard: Shard, periods: Range<Micros>, upto: Micros },
     Manifest { log: LogId, partition: Partition, epochs: Vec<Epoch> },
     Commit { log: LogId, partition: Partition, change: Change },
     Document { kind: String, key: String, expected: u64, value: Option<Bytes> },
@@ -116,6 +118,7 @@ impl Effect {
             Self::Chunks { .. } => "put chunks",
             Self::Mark { .. } => "put mark",
             Self::Rows(_) => "put rows",
+            Self::RemoveRows { .. } => "remove rows",
             Self::Manifest { .. } => "archive",
             Self::Commit { .. } => "commit",
             Self::Document { .. } => "document",
@@ -321,6 +324,10 @@ impl World {
                 self.life(who).stage = Stage::Writing;
                 rows.iter().for_each(|row| self.store.put_row(row));
             }
+            Effect::RemoveRows { view, width, base, shard, periods, upto } => {
+                self.count(Happening::Unused);
+                self.store.remove_chunks((view, *width, *base, *shard), periods, *upto);
+            }
             Effect::Manifest { log, partition, epochs } => self.store.archive(log, *partition, epochs),
             Effect::Commit { log, partition, change } => {
                 return Done::Conditional(self.commit(who, log, *partition, change));
@@ -456,6 +463,9 @@ impl World {
             self.note(format_args!("{who} publishes {view}: {:?}", after.published.cut));
             if after.published.bases.len() > before.published.bases.len() {
                 self.count(Happening::Recompute);
+            }
+            if before.open.as_ref().is_some_and(|open| open.scope.rollback.is_some()) {
+                self.count(Happening::Rollback);
             }
             if !after.published.cut.reaches(&before.published.cut) {
                 self.violate("cuts-only-rise", format!("{view}: {before:?} became {after:?}"));

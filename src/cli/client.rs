@@ -84,6 +84,25 @@ pub(super) struct Recompute {
     server: Server,
 }
 
+/// Return to what a recompute replaced.
+#[derive(clap::Args)]
+pub(super) struct Rollback {
+    metric: String,
+    /// As answers name it; left out, what the latest recompute replaced
+    #[arg(long, conflicts_with = "as_of")]
+    generation: Option<u64>,
+    /// What was served at this moment: RFC 3339 or epoch milliseconds
+    #[arg(long)]
+    as_of: Option<String>,
+    #[arg(long)]
+    reason: Option<String>,
+    /// Return at once; Ctrl-C detaches, too
+    #[arg(long)]
+    no_wait: bool,
+    #[command(flatten)]
+    server: Server,
+}
+
 /// List jobs, or show or cancel one.
 #[derive(clap::Args)]
 pub(super) struct Jobs {
@@ -91,7 +110,7 @@ pub(super) struct Jobs {
     /// queued, running, succeeded, failed or cancelled
     #[arg(long)]
     state: Option<String>,
-    /// scheduled or recompute
+    /// scheduled, recompute, build or rollback
     #[arg(long)]
     kind: Option<String>,
     #[arg(long, requires = "id")]
@@ -177,22 +196,42 @@ impl Recompute {
         let body =
             recompute_body(&self.metrics, self.from.as_ref(), self.to.as_ref(), self.dry_run, self.reason.as_ref());
         let job = start_recompute(&self.server, &body).await?;
-        println!("{job}");
-        if self.no_wait {
-            return Ok(ExitCode::SUCCESS);
+        follow(&self.server, &job, self.no_wait).await
+    }
+}
+
+impl Rollback {
+    pub(super) async fn run(self) -> Done {
+        let mut body = json!({"reason": self.reason});
+        if let Some(generation) = self.generation {
+            body["generation"] = generation.into();
         }
-        tokio::select! {
-            done = wait_for(&self.server, &job) => {
-                let done = done?;
-                if !done["result"].is_null() {
-                    println!("{:#}", done["result"]);
-                }
-                Ok(ExitCode::SUCCESS)
+        if let Some(as_of) = self.as_of {
+            body["as_of"] = as_of.into();
+        }
+        let path = ["v1", "metrics", &self.metric, "rollback"];
+        let job = queued(self.server.request(Method::POST, &path)?.json(&body)).await?;
+        follow(&self.server, &job, self.no_wait).await
+    }
+}
+
+/// Names the job and waits for its end, unless told not to.
+async fn follow(server: &Server, job: &str, no_wait: bool) -> Done {
+    println!("{job}");
+    if no_wait {
+        return Ok(ExitCode::SUCCESS);
+    }
+    tokio::select! {
+        done = wait_for(server, job) => {
+            let done = done?;
+            if !done["result"].is_null() {
+                println!("{:#}", done["result"]);
             }
-            _ = tokio::signal::ctrl_c() => {
-                eprintln!("detached; job {job} goes on: lamina jobs {job}");
-                Ok(ExitCode::SUCCESS)
-            }
+            Ok(ExitCode::SUCCESS)
+        }
+        _ = tokio::signal::ctrl_c() => {
+            eprintln!("detached; job {job} goes on: lamina jobs {job}");
+            Ok(ExitCode::SUCCESS)
         }
     }
 }
@@ -262,7 +301,12 @@ fn recompute_body(
 }
 
 async fn start_recompute(server: &Server, body: &Value) -> Result<String, Failure> {
-    let job = send(server.request(Method::POST, &["v1", "recomputes"])?.json(body)).await?;
+    queued(server.request(Method::POST, &["v1", "recomputes"])?.json(body)).await
+}
+
+/// The id of the job that a request queues.
+async fn queued(request: RequestBuilder) -> Result<String, Failure> {
+    let job = send(request).await?;
     job["id"].as_str().map(str::to_owned).ok_or_else(|| Failure::failed("the server's answer names no job"))
 }
 

@@ -48,6 +48,8 @@ enum Command {
     Freshness(client::Freshness),
     /// Recompute from the archive
     Recompute(client::Recompute),
+    /// Return to what a recompute replaced
+    Rollback(client::Rollback),
     /// List jobs, or show, watch or cancel one
     Jobs(client::Jobs),
     /// When batch runs by itself; pause it, resume it, or run it now
@@ -98,6 +100,7 @@ pub fn run() -> ExitCode {
         Command::Query(command) => block_on(command.run()),
         Command::Freshness(command) => block_on(command.run()),
         Command::Recompute(command) => block_on(command.run()),
+        Command::Rollback(command) => block_on(command.run()),
         Command::Jobs(command) => block_on(command.run()),
         Command::Schedule(command) => block_on(command.run()),
     };

@@ -45,9 +45,15 @@ pub(super) struct Migrate {
 impl Serve {
     pub(super) async fn run(self) -> Done {
         telemetry::init_logs("info");
-        let config = load(&self.config)?;
+        let mut config = load(&self.config)?;
         let has = |role| self.role.contains(&Role::All) || self.role.contains(&role);
         let roles = Roles { speed: has(Role::Speed), batch: has(Role::Batch), serving: has(Role::Serving) };
+        if let (StoreConfig::Cassandra(store), Some(dc), false) =
+            (&mut config.store, &config.batch_dc, roles.speed || roles.serving)
+        {
+            // A process that is all batch's leaves the online data centre alone altogether.
+            store.local_dc.clone_from(dc);
+        }
         let node = Node::open(&config, Vec::new()).await.map_err(|error| Failure::from_error(2, &error))?;
         stop_on_signals(node.stop());
         let address = node.start(&config, roles).await.map_err(|error| Failure::from_error(1, &error))?;

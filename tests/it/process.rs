@@ -69,11 +69,19 @@ pub(crate) struct Settings {
     pub(crate) schedule: &'static str,
 }
 
+/// How a process is started, besides its configuration: all roles and nothing in the environment, by default.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Launch {
+    pub(crate) roles: Vec<&'static str>,
+    pub(crate) environment: Vec<(&'static str, String)>,
+}
+
 /// A running process with a folder of its own. Killed when dropped.
 pub(crate) struct Lamina {
     child: Child,
     pub(crate) folder: PathBuf,
     config: PathBuf,
+    launch: Launch,
     pub(crate) url: String,
     client: reqwest::blocking::Client,
 }
@@ -86,7 +94,25 @@ impl Lamina {
             let migrated = run(&["migrate", "--config", &config.to_string_lossy()]);
             assert!(migrated.status.success(), "migrate: {}", String::from_utf8_lossy(&migrated.stderr));
         }
-        let mut lamina = Self::spawned(folder, config, port);
+        let mut lamina = Self::spawned(folder, config, port, Launch::default());
+        lamina.wait_until_ready();
+        lamina
+    }
+
+    /// Starts one of several processes of a folder, whose configuration is made from the usual one by `change`; returns
+    /// once it is ready. Migrates nothing.
+    pub(crate) fn start_as(
+        name: &str,
+        launch: Launch,
+        folder: &Path,
+        settings: &Settings,
+        keyspace: &str,
+        change: impl FnOnce(String) -> String,
+    ) -> Self {
+        let port = free_port();
+        let config = folder.join(format!("{name}.toml"));
+        fs::write(&config, change(configuration(folder, settings, keyspace, port))).unwrap();
+        let mut lamina = Self::spawned(folder, config, port, launch);
         lamina.wait_until_ready();
         lamina
     }
@@ -94,13 +120,13 @@ impl Lamina {
     /// Starts `lamina serve` in `folder`, and returns at once.
     pub(crate) fn launch(folder: &Path, settings: &Settings, keyspace: &str) -> Self {
         let (config, port) = configure(folder, settings, keyspace);
-        Self::spawned(folder, config, port)
+        Self::spawned(folder, config, port, Launch::default())
     }
 
-    fn spawned(folder: &Path, config: PathBuf, port: u16) -> Self {
+    fn spawned(folder: &Path, config: PathBuf, port: u16, launch: Launch) -> Self {
         let client = reqwest::blocking::Client::builder().timeout(Duration::from_secs(90)).build().unwrap();
         let url = format!("http://127.0.0.1:{port}");
-        Self { child: spawn(&config, folder), folder: folder.to_owned(), config, url, client }
+        Self { child: spawn(&config, folder, &launch), folder: folder.to_owned(), config, launch, url, client }
     }
 
     /// SIGTERM; gives how the process ended.
@@ -142,7 +168,7 @@ impl Lamina {
 
     /// Starts again over the same folder.
     pub(crate) fn restart(&mut self) {
-        self.child = spawn(&self.config, &self.folder);
+        self.child = spawn(&self.config, &self.folder, &self.launch);
         self.wait_until_ready();
     }
 
@@ -217,12 +243,14 @@ impl Drop for Lamina {
     }
 }
 
-fn spawn(config: &Path, folder: &Path) -> Child {
+fn spawn(config: &Path, folder: &Path, launch: &Launch) -> Child {
     let log = fs::OpenOptions::new().create(true).append(true).open(folder.join("lamina.log")).unwrap();
     // A limit of file sizes stands for a full disk; what exceeds it is to fail, and not to end the process.
     Command::new("env")
         .args(["--ignore-signal=XFSZ", LAMINA, "serve", "--config", &config.to_string_lossy()])
+        .args(launch.roles.iter().flat_map(|role| ["--role", role]))
         .env("RUST_LOG", "info")
+        .envs(launch.environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)
@@ -234,9 +262,13 @@ pub(crate) fn run(arguments: &[&str]) -> Output {
     Command::new(LAMINA).args(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 /// Writes `lamina.toml`; gives its path and the port that it names.
 pub(crate) fn configure(folder: &Path, settings: &Settings, keyspace: &str) -> (PathBuf, u16) {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let config = folder.join("lamina.toml");
     fs::write(&config, configuration(folder, settings, keyspace, port)).unwrap();
     (config, port)

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use lamina_batch::{Config, Deps, Schedule};
-use lamina_core::{Job, JobKind, JobState, Pause, Recompute, clock::SystemClock, jobs};
+use lamina_core::{Job, JobKind, JobRequest, JobState, Pause, clock::SystemClock, jobs};
 use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -19,7 +19,7 @@ fn start(world: &World, schedule: Schedule, stop: &CancellationToken) -> JoinHan
 
 fn start_with(deps: Deps, schedule: Schedule, stop: &CancellationToken) -> JoinHandle<()> {
     let lease = Duration::from_millis(300);
-    let config = Config { schedule, memory_bytes: 64 << 20, parallelism: 1, lease, retries: 0 };
+    let config = Config { schedule, memory_bytes: 64 << 20, parallelism: 1, lease, retries: 0, ..Config::default() };
     let stop = stop.clone();
     tokio::spawn(async move { lamina_batch::run(deps, config, stop).await.unwrap() })
 }
@@ -35,7 +35,7 @@ async fn ended(world: &World, id: &str) -> Job {
     panic!("job {id} did not end");
 }
 
-async fn queue(world: &World, request: Recompute) -> String {
+async fn queue(world: &World, request: JobRequest) -> String {
     let job = Job::new(JobKind::Recompute, request, 1);
     jobs::create(&*world.store, &job).await.unwrap();
     job.id
@@ -47,7 +47,7 @@ async fn of_two_leaders_one_does_each_job_and_the_other_takes_over() {
     world.seal(0, &events(50)).await;
     let (first, second) = (CancellationToken::new(), CancellationToken::new());
     let handles = [start(&world, Schedule::off(), &first), start(&world, Schedule::off(), &second)];
-    let job = ended(&world, &queue(&world, Recompute::default()).await).await;
+    let job = ended(&world, &queue(&world, JobRequest::default()).await).await;
     assert_eq!((job.state, job.attempts, job.error), (JobState::Succeeded, 1, None));
     let result: serde_json::Value = serde_json::from_str(job.result.as_deref().unwrap()).unwrap();
     assert_eq!(result["metrics"]["added"]["rows"], 50);
@@ -56,7 +56,7 @@ async fn of_two_leaders_one_does_each_job_and_the_other_takes_over() {
 
     world.seal(1, &events(20)).await;
     first.cancel();
-    let job = ended(&world, &queue(&world, Recompute::default()).await).await;
+    let job = ended(&world, &queue(&world, JobRequest::default()).await).await;
     assert_eq!(job.state, JobState::Succeeded);
     world.check("second job").await;
     second.cancel();
@@ -123,9 +123,9 @@ async fn a_paused_schedule_queues_nothing_and_makes_up_for_it_once_when_it_goes_
 async fn jobs_that_cannot_succeed_fail_with_the_reason_and_queued_ones_can_be_cancelled() {
     let world = World::new(DEFINITIONS);
     world.seal(0, &events(50)).await;
-    let unknown = queue(&world, Recompute { metrics: vec!["nope".to_owned()], ..Recompute::default() }).await;
-    let empty = queue(&world, Recompute { from: Some(5), to: Some(5), ..Recompute::default() }).await;
-    let cancelled = queue(&world, Recompute::default()).await;
+    let unknown = queue(&world, JobRequest { metrics: vec!["nope".to_owned()], ..JobRequest::default() }).await;
+    let empty = queue(&world, JobRequest { from: Some(5), to: Some(5), ..JobRequest::default() }).await;
+    let cancelled = queue(&world, JobRequest::default()).await;
     let job = jobs::cancel(&*world.store, &cancelled, 7).await.unwrap().unwrap();
     assert_eq!((job.state, job.finished_at), (JobState::Cancelled, Some(7)));
     let stop = CancellationToken::new();
@@ -146,7 +146,7 @@ async fn a_running_job_stops_within_seconds_of_the_wish_to_cancel_it() {
     for _ in 0..60 {
         world.seal(0, &events(20)).await;
     }
-    let id = queue(&world, Recompute::default()).await;
+    let id = queue(&world, JobRequest::default()).await;
     let stop = CancellationToken::new();
     let slow = ThrottleConfig { wait_get_per_call: Duration::from_secs(1), ..ThrottleConfig::default() };
     let archive = Arc::new(ThrottledStore::new(world.files.fork(), slow));
@@ -169,13 +169,20 @@ async fn a_running_job_stops_within_seconds_of_the_wish_to_cancel_it() {
 async fn a_job_whose_end_could_not_be_stored_is_taken_up_again_by_the_same_leader() {
     let world = World::new(DEFINITIONS);
     world.seal(0, &events(50)).await;
-    let id = queue(&world, Recompute::default()).await;
+    let id = queue(&world, JobRequest::default()).await;
     let slow = ThrottleConfig { wait_get_per_call: Duration::from_secs(1), ..ThrottleConfig::default() };
     let archive = Arc::new(ThrottledStore::new(world.files.fork(), slow));
     let deps = Deps { clock: Arc::new(SystemClock), archive, ..world.deps.clone() };
     // Longer than the store is away: nobody else comes to lead.
     let lease = Duration::from_secs(60);
-    let config = Config { schedule: Schedule::off(), memory_bytes: 64 << 20, parallelism: 1, lease, retries: 0 };
+    let config = Config {
+        schedule: Schedule::off(),
+        memory_bytes: 64 << 20,
+        parallelism: 1,
+        lease,
+        retries: 0,
+        ..Config::default()
+    };
     let stop = CancellationToken::new();
     let handle = tokio::spawn(lamina_batch::run(deps, config, stop.clone()));
     while jobs::load(&*world.store, &id).await.unwrap().unwrap().1.state != JobState::Running {

@@ -5,6 +5,8 @@
 mod jobs;
 mod laws;
 mod memory;
+mod rollback;
 mod runs;
 mod speed;
+mod versions;
 mod world;

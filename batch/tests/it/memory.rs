@@ -167,6 +167,25 @@ impl BatchChunks for Memory {
         };
         Ok(self.inner().rows.values().filter(|row| wanted(&row.key)).cloned().collect())
     }
+
+    async fn remove_chunks(
+        &self,
+        view: &ViewId,
+        width: Micros,
+        base: u32,
+        shard: Shard,
+        periods: Range<Micros>,
+        upto: Micros,
+    ) -> Result<(), StoreError> {
+        let gone = |row: &BatchRow| {
+            row.key.view == *view
+                && (row.key.width, row.key.base, row.key.shard) == (width, base, shard)
+                && periods.contains(&row.key.period)
+                && row.stamp <= upto
+        };
+        self.inner().rows.retain(|_, row| !gone(row));
+        Ok(())
+    }
 }
 
 #[async_trait]

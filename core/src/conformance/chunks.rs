@@ -21,6 +21,7 @@ pub(super) async fn laws(store: &dyn Store) {
     batch_chunks_are_scanned_by_series_and_period(store).await;
     batch_chunks_are_kept_apart_by_every_part_of_the_key(store).await;
     the_later_stamp_wins_in_whatever_order_chunks_arrive(store).await;
+    chunks_are_removed_by_place_period_and_stamp(store).await;
     a_batch_chunk_is_gone_after_its_retention(store).await;
     a_chunk_of_a_megabyte_comes_back(store).await;
 }
@@ -232,6 +233,28 @@ async fn the_later_stamp_wins_in_whatever_order_chunks_arrive(store: &dyn Store)
     }
     let expected: Vec<_> = (0..6).map(|i| row(&view, &i.to_string(), 0, base + 3, "body 3")).collect();
     assert_eq!(scan_all(store, &view).await, expected, "the chunk of the latest generation stands, whole");
+}
+
+async fn chunks_are_removed_by_place_period_and_stamp(store: &dyn Store) {
+    let (view, stamp) = (some_view(), now());
+    let periods = (-9..9).chain([400_000]).map(|hour| hour * HOUR);
+    let chunk = |at, stamp| row(&view, "s", at, stamp, &format!("chunk {at}"));
+    let mut rows: Vec<BatchRow> = periods.map(|at| chunk(at, stamp)).collect();
+    rows.push(BatchRow { stamp: stamp + 2, ..row(&view, "later", 0, stamp, "a later generation's") });
+    let elsewhere = BatchRow { key: BatchKey { base: 2, ..rows[0].key.clone() }, ..rows[0].clone() };
+    BatchChunks::put(store, &rows).await.expect("put");
+    BatchChunks::put(store, std::slice::from_ref(&elsewhere)).await.expect("put");
+    for range in [-6 * HOUR..5 * HOUR, 5 * HOUR..5 * HOUR, 7 * HOUR..Micros::MAX, Micros::MIN..-8 * HOUR] {
+        store.remove_chunks(&view, MINUTE, 1, 0, range.clone(), stamp + 1).await.expect("remove");
+        rows.retain(|row| !range.contains(&row.key.period) || row.stamp > stamp + 1);
+        rows.sort_by(|a, b| (&a.key.series, a.key.period).cmp(&(&b.key.series, b.key.period)));
+        assert_eq!(scan_all(store, &view).await, rows, "only chunks whose period starts within {range:?} are gone");
+    }
+    let found = store.scan(&view, MINUTE, 2, 0, -1_000 * HOUR..HOUR, None).await.expect("scan");
+    assert_eq!(found, [elsewhere], "another base keeps its chunks");
+    let again = chunk(0, stamp + 3);
+    BatchChunks::put(store, std::slice::from_ref(&again)).await.expect("put again");
+    assert!(scan_all(store, &view).await.contains(&again), "a later generation may write there again");
 }
 
 async fn a_batch_chunk_is_gone_after_its_retention(store: &dyn Store) {

@@ -43,6 +43,7 @@ mutants! {
     g_batch_before_speed_with_expiry_and_trim: SpeedBeforeBatch MissingIsAnError => "not the prefix";
     // lamina's own
     ledger_trimmed_beyond_the_cut_taken: RecheckTrimmed => "not the prefix";
+    rollback_forgets_what_came_since: RollbackExtends => "not the prefix";
     belated_run_overwrites: LaterGenerationWins => "";
     publish_before_the_chunks: PublishAfterChunks => "not the prefix";
     abandoned_run_publishes: OnlyTheOpenPublishes => "";

@@ -257,6 +257,18 @@ impl BatchChunks for Moving<'_> {
     ) -> Result<Vec<BatchRow>, StoreError> {
         Err(StoreError::Refused(UNUSED.into()))
     }
+
+    async fn remove_chunks(
+        &self,
+        _: &ViewId,
+        _: Micros,
+        _: u32,
+        _: Shard,
+        _: Range<Micros>,
+        _: Micros,
+    ) -> Result<(), StoreError> {
+        Err(StoreError::Refused(UNUSED.into()))
+    }
 }
 
 #[async_trait]

@@ -18,7 +18,7 @@ const WORKERS: usize = 2;
 const RUNS: usize = 2;
 
 /// Kinds of steps that must all happen, see `every_kind_of_step_happens`.
-pub(super) const KINDS: [&str; 25] = [
+pub(super) const KINDS: [&str; 26] = [
     "take over",
     "fold",
     "flush",
@@ -36,6 +36,7 @@ pub(super) const KINDS: [&str; 25] = [
     "repeat",
     "run begins",
     "run rebuilds",
+    "run rolls back",
     "run writes",
     "run is refused",
     "publish run",
@@ -346,20 +347,24 @@ impl World {
         let (view, shards) = views()[pick].clone();
         let state = self.views[&view].clone();
         let sealed: Cut = (0..PARTITIONS).map(|p| (p, self.ledgers[p as usize].sealed_end())).collect();
-        let rebuild = (self.roll(4) == 0).then_some(0..1_000);
-        let rebuilding = rebuild.is_some();
-        let now = self.tick();
-        let Ok((after, opened)) = state.begin(sealed.clone(), Scope { rebuild }, now) else { return };
-        let touched = |shard: &Shard| {
-            opened.rebuilds(0) || self.range(&state.published.cut, &sealed, &view, *shard).next().is_some()
+        let kept: Vec<_> = state.kept.iter().map(|kept| kept.published.generation).collect();
+        let (scope, what) = match self.roll(8) {
+            0 | 1 => (Scope { rebuild: Some(0..1_000), rollback: None }, "run rebuilds"),
+            2 if !kept.is_empty() => {
+                let rollback = Some(kept[self.roll(kept.len())]);
+                (Scope { rebuild: None, rollback }, "run rolls back")
+            }
+            _ => (Scope::default(), "run begins"),
         };
+        let now = self.tick();
+        let Ok((after, opened)) = state.begin(sealed.clone(), scope, now) else { return };
+        let Ok(published) = after.origin(&opened) else { return };
+        let touched =
+            |shard: &Shard| opened.rebuilds(0) || self.range(&published.cut, &sealed, &view, *shard).next().is_some();
         let todo = (0..shards).filter(touched).collect();
-        self.note(
-            if rebuilding { "run rebuilds" } else { "run begins" },
-            format!("{} of {view} up to {sealed:?}", opened.generation),
-        );
+        self.note(what, format!("{} of {view} up to {sealed:?}", opened.generation));
         self.views.insert(view.clone(), after);
-        self.runs.push(Run { view, opened, published: state.published, todo, read: None });
+        self.runs.push(Run { view, opened, published, todo, read: None });
     }
 
     /// Events of a shard between two cuts.

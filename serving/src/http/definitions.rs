@@ -54,7 +54,8 @@ async fn list_sources(State(app): State<App>) -> Result<Json<Value>, Problem> {
     Ok(Json(json!({"sources": sources})))
 }
 
-/// A metric's definition, its versions and the status of its views.
+/// A metric's definition, its versions and the status of its views. While a changed definition is being built, `building`
+/// has it, and the ETag is its own.
 #[utoipa::path(get, path = "/v1/metrics/{metric}", tag = "definitions",
     params(("metric" = String, Path, description = "Name of the metric")),
     responses((status = 200, description = "The metric; its ETag is for If-Match", body = serde_json::Value),
@@ -64,9 +65,17 @@ async fn get_metric(State(app): State<App>, Path(name): Path<String>) -> Result<
     let mut body = summary_of_metric(&app, &metric);
     body["definition"] = serde_json::to_value(&metric.definition).map_err(|error| Problem::internal(&error))?;
     let states = view_states(&app, &name).await?;
-    body["versions"] = versions(&metric, &states);
-    body["views"] = metric.views.iter().map(|view| view_status(&metric, view, states.get(view.id.as_str()))).collect();
-    Ok(([(header::ETAG, etag_of_metric(&metric))], Json(body)).into_response())
+    let building = app.catalog().building.get(&name).cloned();
+    body["versions"] = versions(&metric, building.as_deref(), &states);
+    body["views"] = views(&metric, &states);
+    if let Some(building) = &building {
+        let definition = serde_json::to_value(&building.definition).map_err(|error| Problem::internal(&error))?;
+        body["building"] =
+            json!({"version": building.version, "definition": definition, "views": views(building, &states)});
+    }
+    let etag = etag_of_metric(building.as_ref().unwrap_or(&metric));
+    body["etag"] = etag.clone().into();
+    Ok(([(header::ETAG, etag)], Json(body)).into_response())
 }
 
 /// A source's definition.
@@ -82,7 +91,7 @@ async fn get_source(State(app): State<App>, Path(name): Path<String>) -> Result<
     Ok(([(header::ETAG, etag_of_source(&source))], Json(body)).into_response())
 }
 
-/// Defines or changes a metric; a change makes a new version.
+/// Defines or changes a metric. A change makes a new version, which answers once batch has built it from the archive.
 #[utoipa::path(put, path = "/v1/metrics/{metric}", tag = "definitions",
     params(("metric" = String, Path, description = "Name of the metric"),
         ("if-match" = Option<String>, Header, description = "Change only this ETag")),
@@ -152,7 +161,7 @@ async fn put(
         (status, [(header::LOCATION, location)], Json(json!({"name": name, "outcome": outcome}))).into_response();
     let catalog = app.catalog();
     let etag = match kind {
-        DefinitionKind::Metric => catalog.metrics.get(&name).map(|metric| etag_of_metric(metric)),
+        DefinitionKind::Metric => catalog.latest(&name).map(|metric| etag_of_metric(metric)),
         DefinitionKind::Source => catalog.sources.get(&name).map(|source| etag_of_source(source)),
     };
     if let Some(etag) = etag.and_then(|etag| etag.parse().ok()) {
@@ -294,16 +303,24 @@ fn split_id(id: &str) -> Option<(&str, u32)> {
     Some((metric, version.parse().ok()?))
 }
 
-fn versions(metric: &Metric, states: &BTreeMap<String, ViewState>) -> Value {
-    let mut versions: BTreeMap<u32, u64> = BTreeMap::from([(metric.version, 0)]);
+fn versions(metric: &Metric, building: Option<&Metric>, states: &BTreeMap<String, ViewState>) -> Value {
+    let known = std::iter::once(metric).chain(building).map(|metric| (metric.version, 0));
+    let mut versions: BTreeMap<u32, u64> = known.collect();
     for (id, state) in states {
         if let Some((_, version)) = split_id(id) {
             let generation = versions.entry(version).or_default();
             *generation = (*generation).max(state.published.generation);
         }
     }
-    let one = |(version, generation): (&u32, &u64)| json!({"version": version, "active": *version == metric.version, "generation": generation});
+    let one = |(&version, generation): (&u32, &u64)| {
+        let building = building.is_some_and(|metric| metric.version == version);
+        json!({"version": version, "active": version == metric.version, "building": building, "generation": generation})
+    };
     versions.iter().map(one).collect()
+}
+
+fn views(metric: &Metric, states: &BTreeMap<String, ViewState>) -> Value {
+    metric.views.iter().map(|view| view_status(metric, view, states.get(view.id.as_str()))).collect()
 }
 
 fn view_status(metric: &Metric, view: &lamina_metric::View, state: Option<&ViewState>) -> Value {
@@ -322,5 +339,6 @@ fn view_status(metric: &Metric, view: &lamina_metric::View, state: Option<&ViewS
         "published_at": published.map(|published| instant::format(published.at)),
         "through": published.and_then(|published| published.through).map(instant::format),
         "retained_from": horizons,
+        "kept": state.map(super::rollback::kept).unwrap_or_default(),
     })
 }

@@ -44,13 +44,13 @@ pub(super) enum Begun {
 }
 
 /// The key of a request. Keys are per principal and endpoint; without authentication there is one principal.
-pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+pub(super) fn key(headers: &HeaderMap, endpoint: &str) -> Result<Option<String>, Problem> {
     let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
     let key = value.to_str().map(|key| key.trim().trim_matches('"')).unwrap_or_default();
     if key.is_empty() || key.len() > MAX_KEY {
         return Err(Problem::parameter("idempotency-key", format!("1 to {MAX_KEY} printable characters, best a UUID")));
     }
-    Ok(Some(format!("recomputes/{key}")))
+    Ok(Some(format!("{endpoint}/{key}")))
 }
 
 /// Takes the key for this request, or tells what became of it.

@@ -5,7 +5,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use axum::{
     Json,
     extract::{Path, Query, State},
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{
         IntoResponse, Response,
         sse::{Event, KeepAlive, Sse},
@@ -18,7 +18,9 @@ use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{app::App, instant, problem::Problem, query::params::choice};
+use crate::{app::App, body, instant, problem::Problem, query::params::choice};
+
+use super::idempotency::{self, Begun};
 
 /// Most jobs in one list, and how many if nothing is said.
 const MAX_JOBS: usize = 1_000;
@@ -36,7 +38,12 @@ const STATES: &[(&str, JobState)] = &[
     ("failed", JobState::Failed),
     ("cancelled", JobState::Cancelled),
 ];
-const KINDS: &[(&str, JobKind)] = &[("scheduled", JobKind::Scheduled), ("recompute", JobKind::Recompute)];
+const KINDS: &[(&str, JobKind)] = &[
+    ("scheduled", JobKind::Scheduled),
+    ("recompute", JobKind::Recompute),
+    ("build", JobKind::Build),
+    ("rollback", JobKind::Rollback),
+];
 
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
@@ -49,7 +56,50 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 /// A job that was queued, and where to follow it.
 pub(super) fn accepted(job: &Job) -> Response {
     let headers = [(header::LOCATION, format!("/v1/jobs/{}", job.id)), (header::RETRY_AFTER, "1".to_owned())];
-    (StatusCode::ACCEPTED, headers, Json(body(job))).into_response()
+    (StatusCode::ACCEPTED, headers, Json(to_json(job))).into_response()
+}
+
+/// Queues a job for a request to `endpoint`, or finds the one that an earlier request with the same key queued.
+pub(super) async fn queue(
+    app: &App,
+    headers: &HeaderMap,
+    endpoint: &str,
+    body: &[u8],
+    job: Job,
+) -> Result<Response, Problem> {
+    let Some(key) = idempotency::key(headers, endpoint)? else {
+        jobs::create(&*app.deps.store, &job).await?;
+        return Ok(accepted(&job));
+    };
+    let job = match idempotency::begin(app, &key, body, &job.id).await? {
+        Begun::Done(id) => jobs::load(&*app.deps.store, &id).await?.map_or(job, |(_, job)| job),
+        Begun::New(id) => {
+            let job = create(app, Job { id, ..job }).await?;
+            idempotency::finish(app, &key).await?;
+            if let Err(error) = idempotency::sweep(app).await {
+                tracing::warn!(%error, "old idempotency keys were not removed");
+            }
+            job
+        }
+    };
+    Ok(accepted(&job))
+}
+
+/// Creates the job, unless an earlier attempt under the same key got that far.
+async fn create(app: &App, job: Job) -> Result<Job, Problem> {
+    if let Some((_, existing)) = jobs::load(&*app.deps.store, &job.id).await? {
+        return Ok(existing);
+    }
+    jobs::create(&*app.deps.store, &job).await?;
+    Ok(job)
+}
+
+pub(super) fn check_json(headers: &HeaderMap) -> Result<(), Problem> {
+    if matches!(body::media_type(headers).as_str(), "" | "application/json") {
+        return Ok(());
+    }
+    let detail = "send application/json";
+    Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail))
 }
 
 /// The object in a request's body, by default if that is empty. `holds` says what it may hold.
@@ -69,7 +119,7 @@ pub(super) fn check_reason(reason: Option<&String>) -> Result<(), Problem> {
 }
 
 /// A job as clients see it.
-pub(super) fn body(job: &Job) -> Value {
+pub(super) fn to_json(job: &Job) -> Value {
     let time = |at: Option<i64>| at.map(instant::format);
     let result = job.result.as_deref().map(|text| serde_json::from_str(text).unwrap_or_else(|_| Value::from(text)));
     json!({
@@ -94,6 +144,7 @@ pub(super) fn body(job: &Job) -> Value {
             "from": time(job.request.from),
             "to": time(job.request.to),
             "dry_run": job.request.dry_run,
+            "as_of": time(job.request.as_of),
             "reason": job.request.reason,
         },
         "cancel_requested": job.cancel_requested,
@@ -105,7 +156,7 @@ pub(super) fn body(job: &Job) -> Value {
 #[utoipa::path(get, path = "/v1/jobs", tag = "jobs",
     params(
         ("state" = Option<String>, Query, description = "queued, running, succeeded, failed or cancelled"),
-        ("kind" = Option<String>, Query, description = "scheduled or recompute"),
+        ("kind" = Option<String>, Query, description = "scheduled, recompute, build or rollback"),
         ("limit" = Option<u32>, Query, description = "Most jobs; 100 if left out"),
         ("before" = Option<String>, Query, description = "Only jobs older than this id: the next page")
     ),
@@ -134,7 +185,7 @@ async fn list_jobs(State(app): State<App>, Query(pairs): Query<Vec<(String, Stri
     let mut found = all.iter().rev().map(|(_, job)| job).filter(|job| matches(job));
     let page: Vec<&Job> = found.by_ref().take(limit).collect();
     let next = found.next().and(page.last()).map(|job| job.id.as_str());
-    Ok(Json(json!({"jobs": page.iter().map(|job| body(job)).collect::<Vec<_>>(), "next": next})))
+    Ok(Json(json!({"jobs": page.iter().map(|job| to_json(job)).collect::<Vec<_>>(), "next": next})))
 }
 
 /// One job.
@@ -142,7 +193,7 @@ async fn list_jobs(State(app): State<App>, Query(pairs): Query<Vec<(String, Stri
     params(("id" = String, Path, description = "The job's id")),
     responses((status = 200, description = "The job", body = serde_json::Value), (status = 404, description = "Unknown job")))]
 async fn get_job(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
-    Ok(Json(body(&load(&app, &id).await?)))
+    Ok(Json(to_json(&load(&app, &id).await?)))
 }
 
 /// Cancels a queued job, or asks a running one to stop.
@@ -157,7 +208,7 @@ async fn cancel_job(State(app): State<App>, Path(id): Path<String>) -> Result<(S
             let detail = format!("job {id} has {} already", job.state.as_str());
             Err(Problem::new(StatusCode::CONFLICT, "finished", detail))
         }
-        JobState::Queued | JobState::Running | JobState::Cancelled => Ok((StatusCode::ACCEPTED, Json(body(&job)))),
+        JobState::Queued | JobState::Running | JobState::Cancelled => Ok((StatusCode::ACCEPTED, Json(to_json(&job)))),
     }
 }
 
@@ -198,7 +249,7 @@ impl Follow {
         loop {
             if let Some(job) = self.next.take().filter(|job| self.seen.as_ref() != Some(job)) {
                 self.done = job.state.is_finished();
-                let event = Event::default().event(job.state.as_str()).data(body(&job).to_string());
+                let event = Event::default().event(job.state.as_str()).data(to_json(&job).to_string());
                 self.seen = Some(job);
                 return Some(event);
             }

@@ -12,6 +12,7 @@ mod layers;
 pub(crate) mod progress;
 mod query;
 mod recompute;
+mod rollback;
 mod schedule;
 
 use axum::{Router, middleware};
@@ -52,6 +53,7 @@ pub fn router(deps: Deps, config: &Config) -> Router {
         .merge(definitions::routes())
         .merge(epochs::routes())
         .merge(recompute::routes())
+        .merge(rollback::routes())
         .merge(jobs::routes())
         .merge(schedule::routes())
         .merge(freshness::routes())

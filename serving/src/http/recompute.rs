@@ -2,10 +2,9 @@
 
 use axum::{
     extract::{Request, State},
-    http::StatusCode,
     response::Response,
 };
-use lamina_core::jobs::{self, Job, JobKind, Recompute};
+use lamina_core::jobs::{Job, JobKind, JobRequest};
 use serde::Deserialize;
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -14,10 +13,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     app::App,
     body,
-    http::{
-        idempotency::{self, Begun},
-        jobs::{MAX_BODY, accepted, check_reason, parse},
-    },
+    http::jobs::{MAX_BODY, check_json, check_reason, parse, queue},
     problem::Problem,
     query::params::instant_of,
 };
@@ -56,43 +52,14 @@ struct Body {
         (status = 422, description = "The key was used with another body")))]
 async fn recompute(State(app): State<App>, request: Request) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
-    if !matches!(body::media_type(&parts.headers).as_str(), "" | "application/json") {
-        let detail = "send application/json";
-        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail));
-    }
+    check_json(&parts.headers)?;
     let bytes = body::read(body, MAX_BODY, app.config.request_timeout).await?;
     let request = checked(&app, parse(&bytes, "metrics, metric, from, to, dry_run, reason")?)?;
     let job = Job::new(JobKind::Recompute, request, app.deps.clock.now());
-    let job = match idempotency::key(&parts.headers)? {
-        None => {
-            jobs::create(&*app.deps.store, &job).await?;
-            job
-        }
-        Some(key) => match idempotency::begin(&app, &key, &bytes, &job.id).await? {
-            Begun::Done(id) => jobs::load(&*app.deps.store, &id).await?.map_or(job, |(_, job)| job),
-            Begun::New(id) => {
-                let job = create(&app, Job { id, ..job }).await?;
-                idempotency::finish(&app, &key).await?;
-                if let Err(error) = idempotency::sweep(&app).await {
-                    tracing::warn!(%error, "old idempotency keys were not removed");
-                }
-                job
-            }
-        },
-    };
-    Ok(accepted(&job))
+    queue(&app, &parts.headers, "recomputes", &bytes, job).await
 }
 
-/// Creates the job, unless an earlier attempt under the same key got that far.
-async fn create(app: &App, job: Job) -> Result<Job, Problem> {
-    if let Some((_, existing)) = jobs::load(&*app.deps.store, &job.id).await? {
-        return Ok(existing);
-    }
-    jobs::create(&*app.deps.store, &job).await?;
-    Ok(job)
-}
-
-fn checked(app: &App, body: Body) -> Result<Recompute, Problem> {
+fn checked(app: &App, body: Body) -> Result<JobRequest, Problem> {
     let mut metrics = body.metrics;
     metrics.extend(body.metric);
     metrics.sort_unstable();
@@ -107,12 +74,12 @@ fn checked(app: &App, body: Body) -> Result<Recompute, Problem> {
     let (from, to) = (instant("from", body.from)?, instant("to", body.to)?);
     match (from, to) {
         (Some(from), Some(to)) if from >= to => Err(Problem::parameter("to", "must lie after `from`")),
-        _ => Ok(Recompute { metrics, from, to, dry_run: body.dry_run, reason: body.reason }),
+        _ => Ok(JobRequest { metrics, from, to, dry_run: body.dry_run, as_of: None, reason: body.reason }),
     }
 }
 
 /// A text, or a number of milliseconds.
-fn instant(name: &str, value: Option<Value>) -> Result<Option<i64>, Problem> {
+pub(super) fn instant(name: &str, value: Option<Value>) -> Result<Option<i64>, Problem> {
     match value {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => instant_of(name, &text).map(Some),

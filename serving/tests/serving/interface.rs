@@ -70,6 +70,7 @@ async fn the_openapi_document_names_every_route_and_every_query_parameter() {
         "/v1/metrics",
         "/v1/metrics/{metric}",
         "/v1/metrics/{metric}/query",
+        "/v1/metrics/{metric}/rollback",
         "/v1/sources",
         "/v1/sources/{source}",
         "/v1/sources/{source}/epochs",

@@ -156,6 +156,18 @@ impl BatchChunks for MemoryStore {
         };
         self.with(|tables| tables.batch.values().filter(|row| wanted(&row.key)).cloned().collect())
     }
+
+    async fn remove_chunks(
+        &self,
+        _: &ViewId,
+        _: Micros,
+        _: u32,
+        _: Shard,
+        _: Range<Micros>,
+        _: Micros,
+    ) -> Result<(), StoreError> {
+        Err(StoreError::Refused("serving removes no batch chunk".to_owned()))
+    }
 }
 
 #[async_trait]

@@ -27,7 +27,7 @@ async fn a_metric_is_shown_with_its_definition_versions_and_views() {
     assert_eq!((&metric["grain"], &metric["rollups"]), (&json!("1m"), &json!(["1h", "1d"])));
     assert_eq!(metric["dimensions"][0], json!({"name": "channel", "type": "utf8"}));
     assert_eq!(metric["definition"]["value"], "added");
-    assert_eq!(metric["versions"], json!([{"version": 1, "active": true, "generation": 1}]));
+    assert_eq!(metric["versions"], json!([{"version": 1, "active": true, "building": false, "generation": 1}]));
     assert_eq!(metric["views"][1]["dimensions"], json!(["channel"]));
     assert_eq!(metric["views"][1]["generation"], 1);
     assert_eq!(world.get("/v1/sources/edits").await.ok()["topic_exists"], true);

@@ -232,6 +232,18 @@ impl BatchChunks for MemoryStore {
     ) -> Result<Vec<BatchRow>, StoreError> {
         Ok(Vec::new())
     }
+
+    async fn remove_chunks(
+        &self,
+        _: &ViewId,
+        _: Micros,
+        _: u32,
+        _: Shard,
+        _: Range<Micros>,
+        _: Micros,
+    ) -> Result<(), StoreError> {
+        Err(StoreError::Refused("speed removes no batch chunk".to_owned()))
+    }
 }
 
 #[async_trait]

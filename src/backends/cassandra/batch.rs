@@ -39,6 +39,10 @@ pub(super) struct BatchStatements {
     spans: PreparedStatement,
     all_series: PreparedStatement,
     one_series: PreparedStatement,
+    keys: PreparedStatement,
+    remove: PreparedStatement,
+    remove_all: PreparedStatement,
+    remove_span: PreparedStatement,
 }
 
 impl BatchStatements {
@@ -50,6 +54,9 @@ impl BatchStatements {
         let spans = "SELECT span FROM {}.batch_spans WHERE";
         let read = "SELECT series, period, chunk FROM {}.batch_chunks WHERE";
         let slice = "series = ? AND period >= ? AND period < ?";
+        let keys = "SELECT series, period FROM {}.batch_chunks WHERE";
+        let remove = "DELETE FROM {}.batch_chunks USING TIMESTAMP ? WHERE";
+        let remove_span = "DELETE FROM {}.batch_spans USING TIMESTAMP ? WHERE";
         Ok(Self {
             put: connection
                 .prepare_upsert(&format!("{put} {place} AND span = ? AND series = ? AND period = ?"))
@@ -58,6 +65,12 @@ impl BatchStatements {
             spans: connection.prepare(&format!("{spans} {place} AND span >= ? AND span <= ?")).await?,
             all_series: connection.prepare(&format!("{read} {place} AND span = ?")).await?,
             one_series: connection.prepare(&format!("{read} {place} AND span = ? AND {slice}")).await?,
+            keys: connection.prepare(&format!("{keys} {place} AND span = ?")).await?,
+            remove: connection
+                .prepare_upsert(&format!("{remove} {place} AND span = ? AND series = ? AND period = ?"))
+                .await?,
+            remove_all: connection.prepare_upsert(&format!("{remove} {place} AND span = ?")).await?,
+            remove_span: connection.prepare_upsert(&format!("{remove_span} {place} AND span = ?")).await?,
         })
     }
 }
@@ -180,9 +193,52 @@ impl BatchChunks for CassandraStore {
         rows.sort_unstable_by(|a, b| (&a.key.series, a.key.period).cmp(&(&b.key.series, b.key.period)));
         Ok(rows)
     }
+
+    async fn remove_chunks(
+        &self,
+        view: &ViewId,
+        width: Micros,
+        base: u32,
+        shard: Shard,
+        periods: Range<Micros>,
+        upto: Micros,
+    ) -> Result<(), StoreError> {
+        let open = self.opened().await?;
+        let place = Place { view, width, base, shard };
+        let (first, last) = (span(width, periods.start), span(width, periods.end.saturating_sub(1)));
+        for span in open.batch.spans(&open.connection, place, first, last).await? {
+            open.batch.remove(&open.connection, place, span, &periods, upto).await?;
+        }
+        Ok(())
+    }
 }
 
 impl BatchStatements {
+    /// A span that lies whole within the periods goes as a whole, with its entry in the index; of another its rows do.
+    async fn remove(
+        &self,
+        connection: &Connection,
+        place: Place<'_>,
+        span: i64,
+        periods: &Range<Micros>,
+        upto: Micros,
+    ) -> Result<(), StoreError> {
+        let Place { view, width, base, shard } = place;
+        let (view, base, shard) = (view.as_str(), i64::from(base), i64::from(shard));
+        let length = period(width).saturating_mul(PERIODS_PER_SPAN);
+        let start = span.saturating_mul(length);
+        if periods.start <= start && start.saturating_add(length) <= periods.end {
+            connection.upsert(&self.remove_all, (upto, view, width, base, shard, span)).await?;
+            return connection.upsert(&self.remove_span, (upto, view, width, base, shard, span)).await;
+        }
+        let rows: Vec<(Vec<u8>, i64)> = connection.rows(&self.keys, (view, width, base, shard, span)).await?;
+        let within = rows.into_iter().filter(|(_, at)| periods.contains(at));
+        let remove = |(series, at): (Vec<u8>, i64)| async move {
+            connection.upsert(&self.remove, (upto, view, width, base, shard, span, series, at)).await
+        };
+        all(within.map(remove)).await
+    }
+
     async fn spans(
         &self,
         connection: &Connection,

@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn every_write_is_stamped_or_conditional_and_only_tables_of_compare_and_set_lose_rows() {
+    fn every_write_is_stamped_or_conditional_and_nothing_but_unused_batch_chunks_is_deleted_by_hand() {
         let (sources, mut stamped, mut conditional) = (sources(), Vec::new(), Vec::new());
         for (file, source) in &sources {
             let count = |what: &str| source.matches(what).count();
@@ -205,8 +205,10 @@ mod tests {
             let deletes = count("DELETE ") + count("TRUNCATE ");
             let stamps = count("USING TIMESTAMP ?");
             if stamps > 0 {
-                assert_eq!((writes, deletes), (stamps, 0), "{file}: each write is stamped, nothing is deleted");
-                assert_eq!(count("prepare_upsert("), writes, "{file}: each write waits for what the keyspace says");
+                // Only batch chunks under a base that nothing refers to are deleted.
+                assert!(deletes == 0 || file == "batch.rs", "{file}: nothing is deleted by hand");
+                assert_eq!(writes + deletes, stamps, "{file}: each write is stamped");
+                assert!(count("prepare_upsert(") >= stamps, "{file}: each write waits for what the keyspace says");
                 assert!(!source.contains("conditional") && !source.contains(".change"), "{file} mixes");
                 stamped.push(file.as_str());
             } else if writes + deletes > 0 {

@@ -176,6 +176,14 @@ impl StoreState {
         rows
     }
 
+    /// Removes what [`BatchChunks::remove_chunks`] does.
+    pub fn remove_chunks(&mut self, place: (&ViewId, Micros, u32, Shard), periods: &Range<Micros>, upto: Micros) {
+        self.rows.retain(|key, row| {
+            let here = (&key.view, key.width, key.base, key.shard) == place && periods.contains(&key.period);
+            !here || row.stamp > upto
+        });
+    }
+
     pub fn document(&self, kind: &str, key: &str) -> Option<Document> {
         self.documents.get(&(kind.to_owned(), key.to_owned())).cloned()
     }
@@ -314,6 +322,19 @@ impl BatchChunks for MemoryStore {
         series: Option<&[u8]>,
     ) -> Result<Vec<BatchRow>, StoreError> {
         Ok(self.lock().scan(view, width, base, shard, &periods, series, self.clock.now()))
+    }
+
+    async fn remove_chunks(
+        &self,
+        view: &ViewId,
+        width: Micros,
+        base: u32,
+        shard: Shard,
+        periods: Range<Micros>,
+        upto: Micros,
+    ) -> Result<(), StoreError> {
+        self.with(|state| state.remove_chunks((view, width, base, shard), &periods, upto));
+        Ok(())
     }
 }
 

@@ -16,6 +16,8 @@ use crate::backends::embedded::engine::{Db, Failure, Key, Parts, Space, live};
 
 /// Chunks outside the wanted periods that are stepped over before looking the next one up instead.
 const STEPS: u32 = 8;
+/// Chunks that are removed together.
+const REMOVED_TOGETHER: usize = 1_000;
 
 #[derive(Serialize, Deserialize)]
 struct Head {
@@ -82,6 +84,19 @@ impl Shelf {
         }
     }
 
+    /// Keys of the chunks within the periods whose stamp is at most `upto`.
+    fn keys(&self, db: &Db, upto: Micros) -> Result<Vec<Vec<u8>>, Failure> {
+        let mut keys = Vec::new();
+        for entry in db.scan(Space::Batch, self.prefix().done(), self.prefix().after()) {
+            let (key, value) = entry?;
+            let old = live::<Head>(Space::Batch, &key, Some(value))?.is_none_or(|value| value.head.stamp <= upto);
+            if old && self.periods.contains(&self.place(&key)?.1) {
+                keys.push(key.to_vec());
+            }
+        }
+        Ok(keys)
+    }
+
     fn place(&self, key: &[u8]) -> Result<(Vec<u8>, Micros), Failure> {
         let place = || {
             let mut parts = Parts(key.get(self.prefix().done().len()..)?);
@@ -138,5 +153,32 @@ impl BatchChunks for EmbeddedStore {
             None => shelf.scan_all(db),
         });
         scan.await.map_err(Failure::store)
+    }
+
+    async fn remove_chunks(
+        &self,
+        view: &ViewId,
+        width: Micros,
+        base: u32,
+        shard: Shard,
+        periods: Range<Micros>,
+        upto: Micros,
+    ) -> Result<(), StoreError> {
+        let shelf = Shelf { view: view.clone(), width, base, shard, periods };
+        let keys = self.engine.read(move |db| shelf.keys(db, upto)).await.map_err(Failure::store)?;
+        for keys in keys.chunks(REMOVED_TOGETHER) {
+            let keys = keys.to_vec();
+            let removed = self.engine.write(move |tx| {
+                for key in keys {
+                    let later = tx.value::<Head>(Space::Batch, &key)?.is_some_and(|stored| stored.head.stamp > upto);
+                    if !later {
+                        tx.remove(Space::Batch, key);
+                    }
+                }
+                Ok(())
+            });
+            removed.await.map_err(Failure::store)?;
+        }
+        Ok(())
     }
 }

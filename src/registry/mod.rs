@@ -1,26 +1,36 @@
 //! The definitions in force: files, and documents that came through the API, compiled into one catalogue.
 //!
 //! Every change makes a new revision; a metric whose definition changed gets a new version, which counts epochs from that
-//! revision on. So do the metrics of a source whose topic was deleted and made again: what was published of the old topic's
-//! offsets must not cover the new one's. Versions are kept in one document and change by compare-and-set, so that all processes agree.
+//! revision on and answers once batch has built it from the archive (see `known`). Versions are kept in one document and
+//! change by compare-and-set, so that all processes agree.
 //!
 //! Files are each process's own. While they differ, the process whose definitions changed last decides, and the others keep what
 //! they have, without a say, until theirs change or they start again: else two of them would put each other's out of force for ever.
 
+mod known;
+
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use async_trait::async_trait;
-use lamina_core::{Commit, Document, Documents, StoreError, envelope, log::Log};
-use lamina_metric::{Catalog, Diagnostic, Source, Versions};
+use lamina_core::{
+    Clock, Commit, Document, Documents, Ledgers, StoreError,
+    clock::SystemClock,
+    envelope,
+    generation::load_view,
+    log::{Log, LogError},
+    store::Consistency,
+};
+use lamina_metric::{Catalog, Diagnostic, Metric, Versions};
 use lamina_serving::registry::{
     DefinitionBody, DefinitionKind, Origin, Put, Registry, RegistryError, etag_of_metric, etag_of_source,
 };
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+
+use self::known::Known;
 
 const VERSIONS: (&str, &str) = ("catalog", "versions");
 const DEFINITIONS: &str = "definition";
@@ -28,31 +38,6 @@ const DEFINITIONS: &str = "definition";
 const API: &str = "api:";
 /// Rounds of a compare-and-set before it gives up; each lost round means that somebody else won.
 const ROUNDS: u32 = 20;
-
-/// What is remembered of each definition.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Known {
-    revision: u64,
-    /// Source → its definition and topic.
-    sources: BTreeMap<String, KnownSource>,
-    metrics: BTreeMap<String, KnownMetric>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct KnownSource {
-    fingerprint: String,
-    /// Id of its topic, once it was seen.
-    topic: Option<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct KnownMetric {
-    version: u32,
-    since: u64,
-    fingerprint: String,
-    /// False once removed; it is remembered so that the name never gets an old version again.
-    active: bool,
-}
 
 /// Why definitions cannot be put in force.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +71,7 @@ struct Draft {
     had_its_say: bool,
 }
 
-impl<S: Documents + ?Sized> Definitions<S> {
+impl<S: Documents + Ledgers + ?Sized> Definitions<S> {
     pub fn new(paths: Vec<PathBuf>, built_in: Vec<(String, String)>, store: Arc<S>, log: Arc<dyn Log>) -> Self {
         let current = watch::Sender::new(Arc::new(Catalog::empty()));
         Self { paths, built_in, store, log, current, draft: Mutex::default(), changing: tokio::sync::Mutex::default() }
@@ -125,7 +110,8 @@ impl<S: Documents + ?Sized> Definitions<S> {
                 );
                 return Ok(());
             }
-            let next = known.with(&draft.catalog, &self.topics(&draft.catalog).await);
+            let (topics, built) = (self.topics(&draft.catalog).await, self.built().await?);
+            let next = known.with(&draft.catalog, &topics, &built, SystemClock.now());
             if next != known {
                 let value = envelope::pack(&next).map_err(|error| corrupt(&error))?;
                 match self.store.put(VERSIONS.0, VERSIONS.1, version, value.into()).await {
@@ -135,8 +121,10 @@ impl<S: Documents + ?Sized> Definitions<S> {
                 }
             }
             if self.current.borrow().revision != next.revision {
-                let catalog = Catalog::compile(texts, &next.versions()).map_err(CatalogError::Invalid)?;
-                tracing::info!(revision = next.revision, metrics = catalog.metrics.len(), "definitions are in force");
+                let catalog = Catalog::compile(texts, &next.versions());
+                let catalog = catalog.and_then(|catalog| next.place(catalog)).map_err(CatalogError::Invalid)?;
+                let (metrics, building) = (catalog.metrics.len(), catalog.building.len());
+                tracing::info!(revision = next.revision, metrics, building, "definitions are in force");
                 self.current.send_replace(Arc::new(catalog));
             }
             self.has_had_its_say(texts);
@@ -172,6 +160,45 @@ impl<S: Documents + ?Sized> Definitions<S> {
         topics
     }
 
+    /// The metrics whose version beside the one that answers lacks nothing any more: nothing but what it has folded
+    /// itself lies above what batch has published of it.
+    async fn built(&self) -> Result<BTreeSet<String>, StoreError> {
+        let catalog = Arc::clone(&self.current.borrow());
+        let mut built = BTreeSet::new();
+        for (name, metric) in &catalog.building {
+            if self.is_built(metric).await? {
+                built.insert(name.clone());
+            }
+        }
+        Ok(built)
+    }
+
+    async fn is_built(&self, metric: &Metric) -> Result<bool, StoreError> {
+        let topic = match self.log.topic(&metric.source.topic).await {
+            Ok(topic) => topic,
+            Err(LogError::NoTopic(_)) => return Ok(true),
+            Err(error) => {
+                tracing::debug!(%error, metric = metric.name, "a new version waits for the log");
+                return Ok(false);
+            }
+        };
+        let log = topic.log_id(&metric.source.name);
+        let mut views = Vec::with_capacity(metric.views.len());
+        for view in &metric.views {
+            views.push(load_view(&*self.store, &view.id).await?.1.published);
+        }
+        for partition in 0..topic.partitions {
+            let ledger = self.store.load(&log, partition, Consistency::Quorum).await?;
+            if !views
+                .iter()
+                .all(|published| published.is_of(&log) && published.builds(metric.since, partition, &ledger))
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     async fn known(&self) -> Result<(u64, Known), StoreError> {
         match self.store.get(VERSIONS.0, VERSIONS.1).await? {
             None => Ok((0, Known::default())),
@@ -192,7 +219,7 @@ impl<S: Documents + ?Sized> Definitions<S> {
     fn etag(&self, kind: DefinitionKind, name: &str) -> Option<String> {
         let catalog = self.current.borrow();
         match kind {
-            DefinitionKind::Metric => catalog.metrics.get(name).map(|metric| etag_of_metric(metric)),
+            DefinitionKind::Metric => catalog.latest(name).map(|metric| etag_of_metric(metric)),
             DefinitionKind::Source => catalog.sources.get(name).map(|source| etag_of_source(source)),
         }
     }
@@ -254,7 +281,7 @@ impl From<CatalogError> for RegistryError {
 }
 
 #[async_trait]
-impl<S: Documents + ?Sized + 'static> Registry for Definitions<S> {
+impl<S: Documents + Ledgers + ?Sized + 'static> Registry for Definitions<S> {
     async fn put(
         &self,
         kind: DefinitionKind,
@@ -289,9 +316,10 @@ impl<S: Documents + ?Sized + 'static> Registry for Definitions<S> {
         self.check(kind, name, if_match.as_deref())?.ok_or(RegistryError::NotFound)?;
         if kind == DefinitionKind::Source {
             let catalog = Arc::clone(&self.current.borrow());
-            let users: Vec<_> = catalog.metrics_of(name).map(|metric| metric.name.clone()).collect();
+            let users: BTreeSet<&str> = catalog.metrics_of(name).map(|metric| metric.name.as_str()).collect();
             if !users.is_empty() {
-                return Err(RegistryError::InUse(format!("metrics {} read it", users.join(", "))));
+                let users = users.into_iter().collect::<Vec<_>>().join(", ");
+                return Err(RegistryError::InUse(format!("metrics {users} read it")));
             }
         }
         let key = key(kind, name);
@@ -307,58 +335,6 @@ impl<S: Documents + ?Sized + 'static> Registry for Definitions<S> {
     }
 }
 
-impl Known {
-    /// What is known once `draft` is in force: an unchanged metric over an unchanged topic keeps its version.
-    fn with(&self, draft: &Catalog, topics: &BTreeMap<String, String>) -> Self {
-        let since = self.revision + 1;
-        let inactive = |known: &KnownMetric| KnownMetric { active: false, ..known.clone() };
-        let mut metrics: BTreeMap<_, _> =
-            self.metrics.iter().map(|(name, known)| (name.clone(), inactive(known))).collect();
-        for (name, metric) in &draft.metrics {
-            let fingerprint = metric.fingerprint();
-            let same_topic = !self.topic_changed(&metric.source.name, topics);
-            let known = match self.metrics.get(name) {
-                Some(known) if known.fingerprint == fingerprint && known.active && same_topic => known.clone(),
-                known => {
-                    let version = known.map_or(0, |known| known.version) + 1;
-                    KnownMetric { version, since, fingerprint, active: true }
-                }
-            };
-            metrics.insert(name.clone(), known);
-        }
-        let source = |(name, source): (&String, &Arc<Source>)| {
-            let before = self.sources.get(name).and_then(|known| known.topic.clone());
-            let topic = topics.get(name).cloned().or(before);
-            (name.clone(), KnownSource { fingerprint: source.definition.fingerprint(), topic })
-        };
-        let sources = draft.sources.iter().map(source).collect();
-        let next = Self { revision: self.revision, sources, metrics };
-        // that a topic is seen for the first time changes no definition
-        let forget = |known: &Self| known.sources.values().map(|source| source.fingerprint.clone()).collect::<Vec<_>>();
-        let same = next.metrics == self.metrics && forget(&next) == forget(self) && self.revision > 0;
-        if same { next } else { Self { revision: since, ..next } }
-    }
-
-    /// Whether these are the definitions of this catalogue, whatever their topics.
-    fn is_of(&self, catalog: &Catalog) -> bool {
-        let sources = self.sources.iter().map(|(name, known)| (name, known.fingerprint.clone()));
-        let metrics = self.metrics.iter().filter(|(_, known)| known.active);
-        let metrics = metrics.map(|(name, known)| (name, known.fingerprint.clone()));
-        sources.eq(catalog.sources.iter().map(|(name, source)| (name, source.definition.fingerprint())))
-            && metrics.eq(catalog.metrics.iter().map(|(name, metric)| (name, metric.fingerprint())))
-    }
-
-    fn topic_changed(&self, source: &str, topics: &BTreeMap<String, String>) -> bool {
-        let before = self.sources.get(source).and_then(|known| known.topic.as_ref());
-        matches!((before, topics.get(source)), (Some(before), Some(now)) if before != now)
-    }
-
-    fn versions(&self) -> Versions {
-        let metrics = self.metrics.iter().map(|(name, known)| (name.clone(), (known.version, known.since))).collect();
-        Versions { revision: self.revision, metrics }
-    }
-}
-
 fn corrupt(error: &envelope::EnvelopeError) -> StoreError {
     StoreError::Corrupt { what: "versions of definitions".into(), why: error.to_string() }
 }
@@ -371,39 +347,8 @@ mod tests {
     const SOURCE: &str =
         "[source.s]\nformat = \"json\"\ntime = \"t\"\n[source.s.fields]\nt = \"timestamp\"\nv = \"int64\"\n";
 
-    fn catalog(metrics: &str) -> Catalog {
-        Catalog::compile(&[("m.toml".to_owned(), format!("{SOURCE}{metrics}"))], &Versions::default()).unwrap()
-    }
-
     fn metric(name: &str, grain: &str) -> String {
         format!("[metric.{name}]\nsource = \"s\"\nvalue = \"v\"\naggregates = [\"sum\"]\ngrain = \"{grain}\"\n")
-    }
-
-    fn topic(id: &str) -> BTreeMap<String, String> {
-        BTreeMap::from([("s".to_owned(), id.to_owned())])
-    }
-
-    fn version(known: &Known, name: &str) -> (u32, u64) {
-        known.versions().metrics[name]
-    }
-
-    #[test]
-    fn only_what_changed_gets_a_new_version() {
-        let first = Known::default().with(&catalog(&(metric("a", "1m") + &metric("b", "1m"))), &BTreeMap::new());
-        assert_eq!((first.revision, version(&first, "a"), version(&first, "b")), (1, (1, 1), (1, 1)));
-        let same = first.with(&catalog(&(metric("b", "1m") + &metric("a", "1m"))), &topic("x"));
-        assert_eq!((same.revision, version(&same, "a")), (1, (1, 1)));
-        let changed = same.with(&catalog(&(metric("a", "1h") + &metric("b", "1m"))), &topic("x"));
-        assert_eq!((changed.revision, version(&changed, "a"), version(&changed, "b")), (2, (2, 2), (1, 1)));
-    }
-
-    #[test]
-    fn a_metric_that_comes_back_counts_anew() {
-        let both = Known::default().with(&catalog(&(metric("a", "1m") + &metric("b", "1m"))), &BTreeMap::new());
-        let without = both.with(&catalog(&metric("a", "1m")), &BTreeMap::new());
-        assert_eq!(without.revision, 2);
-        let back = without.with(&catalog(&(metric("a", "1m") + &metric("b", "1m"))), &BTreeMap::new());
-        assert_eq!((back.revision, version(&back, "a"), version(&back, "b")), (3, (1, 1), (2, 3)));
     }
 
     #[tokio::test]
@@ -425,23 +370,18 @@ mod tests {
             new.refresh().await.unwrap();
             old.refresh().await.unwrap();
         }
-        assert_eq!((state(&old), state(&new)), ((1, 1, 60_000_000), (2, 2, 3_600_000_000)));
+        // There is no topic yet, and so nothing to build: the new version answers as soon as that is seen.
+        assert_eq!((state(&old), state(&new)), ((1, 1, 60_000_000), (3, 2, 3_600_000_000)));
         let restarted = with_grain("1m");
         restarted.refresh().await.unwrap();
         new.refresh().await.unwrap();
-        assert_eq!((state(&restarted), state(&new)), ((3, 3, 60_000_000), (2, 2, 3_600_000_000)));
+        assert_eq!((state(&restarted).0, state(&new)), (4, (3, 2, 3_600_000_000)));
+        restarted.refresh().await.unwrap();
         old.refresh().await.unwrap();
-        assert_eq!(state(&old), (3, 3, 60_000_000), "what is in force is its own again");
-    }
-
-    #[test]
-    fn a_topic_that_was_made_again_makes_new_versions() {
-        let definitions = catalog(&metric("a", "1m"));
-        let known = Known::default().with(&definitions, &topic("x")).with(&definitions, &topic("x"));
-        assert_eq!(version(&known, "a"), (1, 1));
-        let unseen = known.with(&definitions, &BTreeMap::new());
-        assert_eq!(unseen, known, "a log that does not answer changes nothing");
-        let again = known.with(&definitions, &topic("y"));
-        assert_eq!((again.revision, version(&again, "a")), (2, (2, 2)));
+        assert_eq!(
+            (state(&restarted), state(&old)),
+            ((5, 3, 60_000_000), (5, 3, 60_000_000)),
+            "its own is in force again"
+        );
     }
 }
