@@ -9,17 +9,22 @@ CACHE := $(if $(LAMINA_CACHE),$(LAMINA_CACHE),$(if $(XDG_CACHE_HOME),$(XDG_CACHE
 DENY_VERSION := 0.20.2
 DENY := $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 
+# A server that speaks S3, for the tests of the archive
+S3 := $(if $(LAMINA_SKIP_REAL),,LAMINA_TEST_S3="$${LAMINA_TEST_S3:-$$(deploy/local/s3.sh)}")
+# DuckDB and DataFusion, for `make bench`
+PEERS := $(CACHE)/bench-venv/bin/python3
+
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
 
 run: setup ## build lamina and run the demo; it prints its addresses
-	cargo run -- demo
+	cargo run --bin lamina -- demo
 
 test: setup ## all tests, against a real broker and node too (LAMINA_SKIP_REAL=1: without those)
-	@deploy/local/with.sh cargo test --workspace
+	@$(S3) deploy/local/with.sh cargo test --workspace
 
 simulate: setup ## faults by seed over the real layers: SEEDS=n (and FROM=n) of them, or SEED=n with its trace
-	cargo run -p lamina-sim --bin simulate -- $(if $(SEED),--seed $(SEED),--from $(or $(FROM),0) --seeds $(or $(SEEDS),1000))
+	cargo run --bin simulate -- $(if $(SEED),--seed $(SEED),--from $(or $(FROM),0) --seeds $(or $(SEEDS),1000))
 
 lint: setup $(DENY) ## formatting, clippy, documentation, licences and duplicate dependencies
 	cargo fmt --all --check
@@ -36,9 +41,10 @@ down: ## stop them; their data stay in .run
 status: ## what runs where
 	@deploy/local/status.sh
 
-bench: setup ## end-to-end measurements, about five minutes; see bench/ (LAMINA_SKIP_REAL=1: embedded only)
+bench: setup $(PEERS) ## end-to-end measurements, and a recompute beside its peers, about ten minutes; see bench/ (LAMINA_SKIP_REAL=1: embedded only)
 	cargo build --bin lamina
 	@deploy/local/with.sh python3 bench/end_to_end.py
+	@$(PEERS) bench/recompute.py
 
 chaos: setup ## hurt a running lamina and check every answer: SCENARIO=name; see docs/chaos.md
 	cargo build --workspace --bins
@@ -50,3 +56,8 @@ setup: ## install what building needs, if something is missing
 $(DENY):
 	@echo "building cargo-deny $(DENY_VERSION) (once, some minutes)" >&2
 	cargo install cargo-deny --locked --version $(DENY_VERSION) --root $(CACHE)/cargo-deny-$(DENY_VERSION)
+
+$(PEERS): bench/requirements.txt
+	python3 -m venv $(CACHE)/bench-venv
+	$(CACHE)/bench-venv/bin/pip install --quiet --requirement bench/requirements.txt
+	@touch $@

@@ -48,7 +48,7 @@ def parse():
     parser.add_argument("--body-events", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--quiet-seconds", type=int, default=10, help="queries before the recompute")
-    parser.add_argument("--query-rate", type=int, default=20, help="point reads a second, before and meanwhile")
+    parser.add_argument("--query-rate", type=int, default=20, help="point reads of one series a second, before and meanwhile")
     parser.add_argument("--runs", type=int, default=3, help="of each; medians are shown")
     options = parser.parse_args()
     options.profile = options.profile or {"debug": "dev (opt-level 1)"}.get(pathlib.Path(options.lamina).parent.name, "release")
@@ -86,6 +86,8 @@ def measure(options, events, name):
             say(f"{events:,} events: {peer}")
             runs = [ask_peer(options, peer, archive, folder) for _ in range(options.runs)]
             figures[peer] = median(runs)
+            if figures[peer].get("total", sent) != sent:
+                sys.exit(f"{peer} reads {figures[peer]['total']} from the archive, and {sent} were sent")
         figures["load_after"] = machine.load()
         if not figures["exact"]:
             sys.exit(f"lamina counted {counted}, and {sent} were sent: the figures are worth nothing")
@@ -173,10 +175,10 @@ def asked(options, lamina, events, until, done=None):
     dice, times, client = random.Random(options.seed), [], lamina.client()
     due = time.monotonic()
     while not done.is_set() if done else time.monotonic() < until:
-        host, _, metric = workload.name(dice.randrange(workload.SERIES))
+        host, region, metric = workload.name(dice.randrange(workload.SERIES))
         parameters = [
             ("from", begin), ("to", end), ("step", "1m"), ("aggregate", "count,sum,min,max"),
-            ("where", f"host = '{host}' AND metric = '{metric}'"),
+            ("where", f"host = '{host}' AND region = '{region}' AND metric = '{metric}'"),
         ]
         # From when it was due: a slow answer must not hide those that wait behind it.
         client.get(QUERY_PATH, parameters)

@@ -7,7 +7,13 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
 export LAMINA_CLUSTER_DCS="dc1 dc1 analytics"
 read -ra hosts <<<"${LAMINA_CLUSTER_HOSTS:-127.0.0.11 127.0.0.12 127.0.0.13}"
-trap '"$here/cluster.sh" down cassandra' EXIT
+own_kafka=
+stop() {
+    "$here/cluster.sh" down cassandra
+    [ -z "$own_kafka" ] || "$here/down.sh" kafka
+}
+trap stop EXIT
+answers kafka || { own_kafka=1 && "$here/up.sh" kafka; }
 "$here/cluster.sh" up cassandra 3
 nodes=("${hosts[@]/%/:$LAMINA_CASSANDRA_PORT}")
 cd "$root"

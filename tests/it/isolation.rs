@@ -70,14 +70,16 @@ fn batch_leaves_the_online_data_centre_alone() {
     std::fs::write(&file, (0..EVENTS).map(event).collect::<Vec<_>>().join("\n")).unwrap();
     let token = online.ingest("hits", &file);
     let _batch = start("batch", vec!["batch"], nodes[2]);
-    // Nobody asks while batch works: what the nodes coordinate of its table is batch's.
-    online.until("all is sealed and covered", || {
-        online.recompute_all();
+    online.until("all is sealed", || {
         let epochs = online.get("/v1/sources/hits/epochs", &[]);
         let partitions = epochs["partitions"].as_array().unwrap();
         let sealed = partitions.iter().flat_map(|one| one["epochs"].as_array().unwrap());
-        sealed.map(|epoch| epoch["end"].as_u64().unwrap_or(0)).max() > Some(0)
+        let offsets = sealed.map(|epoch| epoch["end"].as_u64().unwrap() - epoch["start"].as_u64().unwrap());
+        offsets.sum::<u64>() == EVENTS as u64
     });
+    // Nobody asks while batch works: what the nodes coordinate of its table is batch's.
+    online.recompute_all();
+    online.recompute_all();
     let counts = |table: &'static str| {
         let ask = async {
             let mut counts = Vec::new();
