@@ -47,7 +47,7 @@ def datafusion(archive, out, threads, memory_mib):
     context.sql(QUERY).write_parquet(out)
 
     def total():
-        context.register_parquet("rolled_up", out + "/")
+        context.register_parquet("rolled_up", out)
         (row,) = context.sql(TOTAL).to_pylist()
         return row.values()
 

@@ -7,53 +7,70 @@ use std::{
 };
 
 use lamina_core::{
-    Offset,
+    Offset, Partition,
     rules::{self, Rule},
 };
-use lamina_metric::{ChunkError, Series, View};
+use lamina_metric::{ChunkError, FastHash, Series, View};
 
 use crate::fold::Groups;
 
+/// The series of a view that occur in some groups, each once, and which of them each row has.
+pub(crate) struct Named {
+    pub(crate) series: Vec<Series>,
+    pub(crate) of_row: Vec<u32>,
+}
+
 /// The series of each row in this view.
-pub(crate) fn series_of(groups: &Groups, view: &View) -> Result<Vec<Series>, ChunkError> {
+pub(crate) fn series_of(groups: &Groups, view: &View) -> Result<Named, ChunkError> {
     let columns: Vec<_> = view.dimensions.iter().map(|&at| Arc::clone(&groups.dimensions[at])).collect();
-    let mut series = Vec::with_capacity(groups.len());
+    let mut named = Named { series: Vec::new(), of_row: Vec::with_capacity(groups.len()) };
+    let mut known: HashMap<Series, u32, FastHash> = HashMap::default();
     for row in 0..groups.len() {
-        series.push(Series::of_row(&columns, row)?);
+        let at = named.index_of(Series::of_row(&columns, row)?, &mut known);
+        named.of_row.push(at);
     }
     if !columns.is_empty() && rules::on(Rule::CapLikeSpeed) {
-        let mut epochs: HashMap<_, Vec<usize>> = HashMap::new();
+        let mut epochs: HashMap<(Partition, Offset), Vec<usize>> = HashMap::new();
         for row in 0..groups.len() {
             epochs.entry((groups.partitions[row], groups.epochs[row])).or_default().push(row);
         }
-        for rows in epochs.values() {
-            cap(groups, view, rows, &mut series);
+        let cap = view.cap as usize;
+        for rows in epochs.values().filter(|rows| rows.len() > cap) {
+            let beyond = beyond(groups, cap, rows, &named);
+            if !beyond.is_empty() {
+                let overflow = named.index_of(Series::overflow(columns.len()), &mut known);
+                beyond.into_iter().for_each(|row| named.of_row[row] = overflow);
+            }
         }
     }
-    Ok(series)
+    Ok(named)
 }
 
-/// Caps the rows of one epoch.
-fn cap(groups: &Groups, view: &View, rows: &[usize], series: &mut [Series]) {
-    let cap = view.cap as usize;
-    let mut first: HashMap<&Series, Offset> = HashMap::new();
+impl Named {
+    fn index_of(&mut self, series: Series, known: &mut HashMap<Series, u32, FastHash>) -> u32 {
+        if let Some(&at) = known.get(&series) {
+            return at;
+        }
+        let at = self.series.len() as u32;
+        self.series.push(series.clone());
+        known.insert(series, at);
+        at
+    }
+}
+
+/// The rows of one epoch whose series are past the cap.
+fn beyond(groups: &Groups, cap: usize, rows: &[usize], named: &Named) -> Vec<usize> {
+    let mut first: HashMap<u32, Offset, FastHash> = HashMap::default();
     for &row in rows {
-        let seen = first.entry(&series[row]).or_insert(Offset::MAX);
+        let seen = first.entry(named.of_row[row]).or_insert(Offset::MAX);
         *seen = groups.first[row].min(*seen);
     }
     if first.len() <= cap {
-        return;
+        return Vec::new();
     }
-    let mut order: Vec<(Offset, &Series)> = first.into_iter().map(|(series, at)| (at, series)).collect();
-    order.sort_unstable();
     // One offset is one event, so no two series begin at the same.
-    let (from, _) = order[cap];
-    let beyond: HashSet<Series> = order[cap..].iter().map(|(_, series)| (*series).clone()).collect();
-    let overflow = Series::overflow(view.dimensions.len());
-    for &row in rows {
-        // Most rows of the series that stay begin before the first that goes.
-        if groups.first[row] >= from && beyond.contains(&series[row]) {
-            series[row] = overflow.clone();
-        }
-    }
+    let mut order: Vec<(Offset, u32)> = first.into_iter().map(|(series, at)| (at, series)).collect();
+    order.sort_unstable();
+    let beyond: HashSet<u32> = order[cap..].iter().map(|(_, series)| *series).collect();
+    rows.iter().copied().filter(|&row| beyond.contains(&named.of_row[row])).collect()
 }

@@ -18,9 +18,9 @@ use lamina_core::{
     rules::{self, Rule},
     store::period,
 };
-use lamina_metric::{BatchChunk, Layout, Metric, Series, States};
+use lamina_metric::{BatchChunk, FastHash, Layout, Metric, Series, States};
 
-use crate::{BatchError, fold::Groups, open::Target};
+use crate::{BatchError, cap::Named, fold::Groups, open::Target};
 
 /// Store calls of one rollup that are under way at once.
 const PARALLEL: usize = 8;
@@ -55,10 +55,10 @@ pub(crate) struct Rollup {
     target: Arc<Target>,
     width: Micros,
     period: Micros,
-    numbers: HashMap<Series, Number>,
+    numbers: HashMap<Series, Number, FastHash>,
     series: Vec<Series>,
-    chunks: HashMap<Place, State>,
-    index: HashMap<(Number, Micros), usize>,
+    chunks: HashMap<Place, State, FastHash>,
+    index: HashMap<(Number, Micros), usize, FastHash>,
     keys: Vec<(Number, Micros)>,
     states: States,
     layout: Layout,
@@ -73,10 +73,10 @@ impl Rollup {
             target,
             width,
             period: period(width),
-            numbers: HashMap::new(),
+            numbers: HashMap::default(),
             series: Vec::new(),
-            chunks: HashMap::new(),
-            index: HashMap::new(),
+            chunks: HashMap::default(),
+            index: HashMap::default(),
             keys: Vec::new(),
             states: States::new(&layout),
             layout,
@@ -92,16 +92,17 @@ impl Rollup {
         self.width
     }
 
-    /// Takes the rows of `groups` whose buckets lie within `window`; `series` is each row's series in this view.
+    /// Takes the rows of `groups` whose buckets lie within `window`; `named` has each row's series in this view.
     pub(crate) async fn take(
         &mut self,
         store: &dyn Store,
         groups: &Groups,
-        series: &[Series],
+        named: &Named,
         window: &Range<Micros>,
     ) -> Result<(), BatchError> {
-        let (rows, places) = self.wanted(groups, series, window);
-        let unknown: HashSet<Place> = places.iter().filter(|place| !self.chunks.contains_key(place)).copied().collect();
+        let (rows, places) = self.wanted(groups, named, window);
+        let unknown: HashSet<Place, FastHash> =
+            places.iter().filter(|place| !self.chunks.contains_key(place)).copied().collect();
         self.load(store, unknown).await?;
         let mut into = Vec::with_capacity(rows.len());
         let mut kept = Vec::with_capacity(rows.len());
@@ -124,10 +125,11 @@ impl Rollup {
     }
 
     /// The rows that the published generation does not cover, with the chunk of each.
-    fn wanted(&mut self, groups: &Groups, series: &[Series], window: &Range<Micros>) -> (Vec<usize>, Vec<Place>) {
+    fn wanted(&mut self, groups: &Groups, named: &Named, window: &Range<Micros>) -> (Vec<usize>, Vec<Place>) {
         let horizon = self.target.horizons.get(&self.width).copied();
         let (mut rows, mut places) = (Vec::new(), Vec::new());
-        for (row, series) in series.iter().enumerate() {
+        let mut numbers: Vec<Option<Number>> = vec![None; named.series.len()];
+        for (row, &series) in named.of_row.iter().enumerate() {
             let bucket = groups.buckets[row];
             let start = floor(bucket, self.period);
             let (partition, epoch) = (groups.partitions[row], groups.epochs[row]);
@@ -140,8 +142,10 @@ impl Rollup {
                 self.expired += if covered { 0 } else { groups.states.count(row) };
                 continue;
             }
+            let at = series as usize;
+            let number = *numbers[at].get_or_insert_with(|| self.number(&named.series[at]));
             rows.push(row);
-            places.push((self.number(series), start));
+            places.push((number, start));
         }
         (rows, places)
     }
@@ -157,7 +161,7 @@ impl Rollup {
     }
 
     /// Reads the chunks that are about to be extended.
-    async fn load(&mut self, store: &dyn Store, places: HashSet<Place>) -> Result<(), BatchError> {
+    async fn load(&mut self, store: &dyn Store, places: HashSet<Place, FastHash>) -> Result<(), BatchError> {
         let mut reads: BTreeMap<(Shard, Micros), Vec<Series>> = BTreeMap::new();
         for &(number, start) in &places {
             if self.target.may_exist() && !self.target.opened.rebuilds(start) {
@@ -178,7 +182,7 @@ impl Rollup {
         Ok(())
     }
 
-    fn extend_stored(&mut self, places: &HashSet<Place>, row: BatchRow) -> Result<(), BatchError> {
+    fn extend_stored(&mut self, places: &HashSet<Place, FastHash>, row: BatchRow) -> Result<(), BatchError> {
         if row.generation > self.target.opened.generation {
             return Err(BatchError::TakenOver);
         }
@@ -298,7 +302,7 @@ async fn scan(
 
 /// The row of a key; a new one exists only after the next resize.
 fn slot(
-    index: &mut HashMap<(Number, Micros), usize>,
+    index: &mut HashMap<(Number, Micros), usize, FastHash>,
     keys: &mut Vec<(Number, Micros)>,
     key: (Number, Micros),
 ) -> usize {
