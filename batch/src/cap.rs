@@ -18,12 +18,14 @@ use crate::fold::Groups;
 pub(crate) struct Named {
     pub(crate) series: Vec<Series>,
     pub(crate) of_row: Vec<u32>,
+    /// Partition and start of the epochs that have more series than the cap.
+    pub(crate) capped: Vec<(Partition, Offset)>,
 }
 
 /// The series of each row in this view.
 pub(crate) fn series_of(groups: &Groups, view: &View) -> Result<Named, ChunkError> {
     let columns: Vec<_> = view.dimensions.iter().map(|&at| Arc::clone(&groups.dimensions[at])).collect();
-    let mut named = Named { series: Vec::new(), of_row: Vec::with_capacity(groups.len()) };
+    let mut named = Named { series: Vec::new(), of_row: Vec::with_capacity(groups.len()), capped: Vec::new() };
     let mut known: HashMap<Series, u32, FastHash> = HashMap::default();
     for row in 0..groups.len() {
         let at = named.index_of(Series::of_row(&columns, row)?, &mut known);
@@ -35,9 +37,10 @@ pub(crate) fn series_of(groups: &Groups, view: &View) -> Result<Named, ChunkErro
             epochs.entry((groups.partitions[row], groups.epochs[row])).or_default().push(row);
         }
         let cap = view.cap as usize;
-        for rows in epochs.values().filter(|rows| rows.len() > cap) {
+        for (epoch, rows) in epochs.iter().filter(|(_, rows)| rows.len() > cap) {
             let beyond = beyond(groups, cap, rows, &named);
             if !beyond.is_empty() {
+                named.capped.push(*epoch);
                 let overflow = named.index_of(Series::overflow(columns.len()), &mut known);
                 beyond.into_iter().for_each(|row| named.of_row[row] = overflow);
             }

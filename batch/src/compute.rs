@@ -48,6 +48,22 @@ pub(crate) struct Work {
     pub(crate) mode: Mode,
 }
 
+/// What is known of the files that were read, by partition and start of the epoch.
+#[derive(Default)]
+struct Known {
+    seen: HashSet<(Partition, Offset)>,
+    /// Those in which a view's cap decides: which series come first cannot be told from a part of the file.
+    capped: HashSet<(Partition, Offset)>,
+}
+
+impl Known {
+    /// What a further pass needs of a file: its own event time, unless that is not enough.
+    fn window(&self, file: &File, pass: &Range<Micros>) -> Option<Range<Micros>> {
+        let key = (file.partition, file.epoch);
+        (self.seen.contains(&key) && !self.capped.contains(&key)).then(|| pass.clone())
+    }
+}
+
 /// What was done.
 #[derive(Debug, Default)]
 pub(crate) struct Done {
@@ -109,10 +125,10 @@ impl Work {
             .iter()
             .map(|target| widths.iter().map(|&width| Rollup::new(&self.metric, Arc::clone(target), width)).collect())
             .collect();
-        let mut seen = HashSet::new();
+        let mut known = Known::default();
         for (pass, share) in passes.iter().zip(shares) {
             for group in plan::together(share, (self.engine.memory_bytes / 4) as u64, RECORDS_TOGETHER) {
-                self.group(group, pass, &mut rollups, &mut seen, &mut done).await?;
+                self.group(group, pass, &mut rollups, &mut known, &mut done).await?;
             }
             for rollup in rollups.iter_mut().flatten() {
                 self.finish(rollup, pass, extent, &mut done).await?;
@@ -120,7 +136,7 @@ impl Work {
         }
         done.expired = rollups.iter().flatten().map(|rollup| rollup.expired).sum();
         done.expired_events = rollups.first().and_then(|full| full.first()).map_or(0, |finest| finest.expired);
-        done.files = seen.len() as u64;
+        done.files = known.seen.len() as u64;
         let expected = files.iter().map(|file| file.archive.counts.records()).sum();
         if done.rows != expected {
             return Err(BatchError::Incomplete { expected, found: done.rows });
@@ -151,24 +167,27 @@ impl Work {
         files: Vec<File>,
         pass: &Range<Micros>,
         rollups: &mut [Vec<Rollup>],
-        seen: &mut HashSet<(Partition, u64)>,
+        known: &mut Known,
         done: &mut Done,
     ) -> Result<(), BatchError> {
+        let windows: Vec<_> = files.iter().map(|file| known.window(file, pass)).collect();
         // Several passes may read the same file: it counts once.
-        let unseen = |file: &&File| seen.insert((file.partition, file.epoch));
+        let unseen = |file: &&File| known.seen.insert((file.partition, file.epoch));
         let new: Vec<((Partition, Offset), Counts)> =
             files.iter().filter(unseen).map(|file| ((file.partition, file.epoch), file.archive.counts)).collect();
         let rows = new.iter().map(|(_, counts)| counts.records()).sum();
         let count = files.len() as u64;
         let fetches: Vec<_> = files.into_iter().map(|file| files::fetch(&self.archive, file).boxed()).collect();
-        let fetched: Vec<Fetched> = stream::iter(fetches).buffered(FETCHED_TOGETHER).try_collect().await?;
+        let mut fetched: Vec<Fetched> = stream::iter(fetches).buffered(FETCHED_TOGETHER).try_collect().await?;
+        fetched.iter_mut().zip(windows).for_each(|(file, window)| file.window = window);
         let (parts, fates) = fold::fold(&self.engine.query(), &self.metric, fetched).await?;
         for groups in &parts {
             for (target, rollups) in self.targets.iter().zip(rollups.iter_mut()) {
-                let series = cap::series_of(groups, &target.view)
+                let named = cap::series_of(groups, &target.view)
                     .map_err(|cause| BatchError::chunk("dimensions of the aggregation", cause))?;
+                known.capped.extend(&named.capped);
                 for rollup in rollups {
-                    rollup.take(&*self.store, groups, &series, pass).await?;
+                    rollup.take(&*self.store, groups, &named, pass).await?;
                     tokio::task::yield_now().await;
                 }
             }

@@ -3,16 +3,16 @@
 //! A file is parsed from the very bytes that were checked. Reading Parquet piecewise from the store would fetch it twice,
 //! and a truncated file can make the decoder panic.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use arrow::{
-    array::{AsArray, BooleanArray, RecordBatch},
+    array::{AsArray, BooleanArray, PrimitiveArray, RecordBatch},
     compute::filter_record_batch,
-    datatypes::UInt8Type,
+    datatypes::{TimestampMicrosecondType, UInt8Type},
     error::ArrowError,
 };
 use bytes::Bytes;
-use lamina_core::Counts;
+use lamina_core::{Counts, Micros};
 use lamina_metric::{Metric, Source, archive};
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 use parquet::arrow::{
@@ -32,6 +32,8 @@ const DECODED_AGAIN: [&str; 4] = ["_partition", "_offset", "_outcome", "_payload
 pub(crate) struct Fetched {
     pub(crate) file: File,
     bytes: Bytes,
+    /// Only events of this time are folded; `None` is all.
+    pub(crate) window: Option<Range<Micros>>,
 }
 
 /// Fetches a file and checks its size and checksum.
@@ -49,13 +51,14 @@ pub(crate) async fn fetch(store: &Arc<dyn ObjectStore>, file: File) -> Result<Fe
     if checksum != file.archive.checksum {
         return Err(differs("CRC-32", file.archive.checksum.into(), checksum.into()));
     }
-    Ok(Fetched { file, bytes })
+    Ok(Fetched { file, bytes, window: None })
 }
 
 /// Reads a file's accepted events, batch by batch, and proves at the end that the rows are those of the ledger.
 pub(crate) struct Events {
     source: Arc<Source>,
     path: String,
+    window: Option<Range<Micros>>,
     /// Whether the file holds the columns of the source as it is defined now; else its payloads are decoded again.
     current: bool,
     expected: Counts,
@@ -66,7 +69,7 @@ pub(crate) struct Events {
 impl Events {
     /// `together` is the number of rows that are decoded at once.
     pub(crate) fn open(metric: &Metric, fetched: Fetched, together: usize) -> Result<Self, BatchError> {
-        let Fetched { file, bytes } = fetched;
+        let Fetched { file, bytes, window } = fetched;
         let path = file.archive.path;
         let expected = file.archive.counts;
         let builder =
@@ -89,7 +92,7 @@ impl Events {
         let reader = builder.with_projection(mask).with_batch_size(together).build();
         let reader = reader.map_err(|cause| BatchError::undecodable(&path, cause))?;
         let source = Arc::clone(&metric.source);
-        Ok(Self { source, path, current, expected, found: Counts::default(), reader })
+        Ok(Self { source, path, window, current, expected, found: Counts::default(), reader })
     }
 
     pub(crate) fn path(&self) -> &str {
@@ -102,7 +105,17 @@ impl Events {
             self.conserved()?;
             return Ok(None);
         };
-        self.accepted(rows).map(Some).map_err(|cause| BatchError::undecodable(&self.path, cause))
+        let events = self.accepted(rows).and_then(|events| self.within_window(events));
+        events.map(Some).map_err(|cause| BatchError::undecodable(&self.path, cause))
+    }
+
+    fn within_window(&self, events: RecordBatch) -> Result<RecordBatch, ArrowError> {
+        let Some(window) = &self.window else { return Ok(events) };
+        let times = events.column_by_name("_time").and_then(|column| column.as_primitive_opt());
+        let times: &PrimitiveArray<TimestampMicrosecondType> =
+            times.ok_or_else(|| ArrowError::SchemaError("column _time is missing".to_owned()))?;
+        let within: BooleanArray = times.values().iter().map(|time| Some(window.contains(time))).collect();
+        filter_record_batch(&events, &within)
     }
 
     /// Counts what became of the rows and keeps the accepted ones, of a current file with the columns that were read.

@@ -274,7 +274,8 @@ fn prepared(
             // Between batches the run can be stopped, and others get their turn.
             tokio::task::yield_now().await;
             let Some(batch) = events.next()? else {
-                // The file holds what the ledger says; what is neither folded nor filtered was rejected.
+                // The file holds what the ledger says; of a file that is folded whole, what is neither folded nor filtered was
+                // rejected.
                 sum.rejected = accepted.saturating_sub(sum.folded + sum.filtered);
                 fates.lock().unwrap_or_else(PoisonError::into_inner).insert(key, sum);
                 return Ok(None);

@@ -230,13 +230,19 @@ async fn a_dry_run_names_what_differs_and_writes_nothing() {
 #[tokio::test]
 async fn small_memory_means_several_passes_and_the_same_chunks() {
     let small = Config { memory_bytes: 1_000_000, parallelism: 2, ..Config::default() };
-    let world = World::with(DEFINITIONS, &small);
-    for partition in (0..PARTITIONS).cycle().take(6) {
-        world.seal(partition, &events(500)).await;
+    // With a cap that decides, so that files are folded whole in each pass, and with one that does not.
+    for cap in ["max_series = 5", "max_series = 100"] {
+        let world = World::with(&DEFINITIONS.replace("max_series = 5", cap), &small);
+        for partition in (0..PARTITIONS).cycle().take(6) {
+            world.seal(partition, &events(500)).await;
+        }
+        let outcome = tokio::time::timeout(Duration::from_secs(60), world.run(Wanted::Cover)).await.unwrap().unwrap();
+        assert!(
+            matches!(&outcome, Outcome::Published { rows: 3000, files: 6, fates, .. } if fates["folded"] == 3000),
+            "{outcome:?}"
+        );
+        world.check(cap).await;
     }
-    let outcome = tokio::time::timeout(Duration::from_secs(60), world.run(Wanted::Cover)).await.unwrap().unwrap();
-    assert!(matches!(outcome, Outcome::Published { rows: 3000, files: 6, .. }), "{outcome:?}");
-    world.check("several passes").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
