@@ -8,7 +8,7 @@
 //!   say what they lack.
 //! - A version that no longer answers is folded a little longer, as some process may not know yet.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use lamina_core::Micros;
 use lamina_metric::{Catalog, Diagnostic, Metric, Source, SourceDefinition, Versions};
@@ -58,12 +58,12 @@ struct KnownVersion {
 
 impl Known {
     /// What is known once `draft` is in force: an unchanged metric over an unchanged topic keeps its version, and the
-    /// versions of the metrics `built` begin to answer.
+    /// versions `built`, by metric, begin to answer.
     pub(super) fn with(
         &self,
         draft: &Catalog,
         topics: &BTreeMap<String, String>,
-        built: &BTreeSet<String>,
+        built: &BTreeMap<String, u32>,
         now: Micros,
     ) -> Self {
         let since = self.revision + 1;
@@ -75,7 +75,7 @@ impl Known {
             let same_topic = !self.topic_changed(&metric.source.name, topics);
             let before = self.metrics.get(name).filter(|known| known.active && same_topic);
             let next = match before {
-                Some(known) => known.with(draft, metric, since, built.contains(name), now),
+                Some(known) => known.with(draft, metric, since, built.get(name).copied(), now),
                 None => {
                     let last_version = self.metrics.get(name).map_or(0, |known| known.last_version) + 1;
                     let answers = KnownVersion::new(metric, last_version, since);
@@ -143,7 +143,7 @@ impl KnownMetric {
         self.building.as_ref().unwrap_or(&self.answers)
     }
 
-    fn with(&self, draft: &Catalog, metric: &Metric, since: u64, built: bool, now: Micros) -> Self {
+    fn with(&self, draft: &Catalog, metric: &Metric, since: u64, built: Option<u32>, now: Micros) -> Self {
         let name = &metric.name;
         let mut next = self.clone();
         next.retiring.take_if(|(version, until)| *until <= now || !version.goes_on(name, draft));
@@ -157,8 +157,8 @@ impl KnownMetric {
             next.building = Some(KnownVersion::new(metric, next.last_version, since));
         }
         let goes_on = self.answers.goes_on(name, draft);
-        let built = built && next.building == self.building;
-        if let Some(latest) = next.building.take_if(|_| built || !goes_on) {
+        // What was seen to be built may be older than what others have asked for since.
+        if let Some(latest) = next.building.take_if(|building| built == Some(building.version) || !goes_on) {
             let before = std::mem::replace(&mut next.answers, latest);
             next.retiring = goes_on.then(|| (before, now.saturating_add(RETIRING)));
         }
@@ -214,11 +214,12 @@ mod tests {
     }
 
     fn with(known: &Known, draft: &Catalog) -> Known {
-        known.with(draft, &BTreeMap::new(), &BTreeSet::new(), NOW)
+        known.with(draft, &BTreeMap::new(), &BTreeMap::new(), NOW)
     }
 
-    fn built(known: &Known, draft: &Catalog, name: &str) -> Known {
-        known.with(draft, &BTreeMap::new(), &BTreeSet::from([name.to_owned()]), NOW)
+    /// Version `version` of the metric `a` was seen to be built.
+    fn built(known: &Known, draft: &Catalog, version: u32) -> Known {
+        known.with(draft, &BTreeMap::new(), &BTreeMap::from([("a".to_owned(), version)]), NOW)
     }
 
     /// Version and first revision of what answers, and versions of what is built and retires.
@@ -236,16 +237,16 @@ mod tests {
     fn only_what_changed_gets_a_new_version_and_the_old_one_answers_until_that_is_built() {
         let first = with(&Known::default(), &catalog(&(metric("a", "1m") + &metric("b", "1m"))));
         assert_eq!((first.revision, state(&first, "a"), state(&first, "b").0), (1, ((1, 1), None, None), (1, 1)));
-        let same = first.with(&catalog(&(metric("b", "1m") + &metric("a", "1m"))), &topic("x"), &BTreeSet::new(), NOW);
+        let same = first.with(&catalog(&(metric("b", "1m") + &metric("a", "1m"))), &topic("x"), &BTreeMap::new(), NOW);
         assert_eq!((same.revision, state(&same, "a").0), (1, (1, 1)));
         let draft = catalog(&(metric("a", "1h") + &metric("b", "1m")));
         let changed = with(&same, &draft);
         assert_eq!((changed.revision, state(&changed, "a")), (2, ((1, 1), Some(2), None)));
         assert_eq!(state(&changed, "b"), ((1, 1), None, None));
         assert!(changed.is_of(&draft) && with(&changed, &draft) == changed);
-        let switched = built(&changed, &draft, "a");
+        let switched = built(&changed, &draft, 2);
         assert_eq!((switched.revision, state(&switched, "a")), (3, ((2, 2), None, Some(1))));
-        let later = switched.with(&draft, &BTreeMap::new(), &BTreeSet::new(), NOW + RETIRING);
+        let later = switched.with(&draft, &BTreeMap::new(), &BTreeMap::new(), NOW + RETIRING);
         assert_eq!((later.revision, state(&later, "a")), (4, ((2, 2), None, None)));
     }
 
@@ -257,7 +258,8 @@ mod tests {
         assert_eq!((back.revision, state(&back, "a")), (3, ((1, 1), None, None)));
         let again = with(&back, &catalog(&second));
         assert_eq!((again.revision, state(&again, "a")), (4, ((1, 1), Some(3), None)));
-        let other = built(&again, &catalog(&third), "a");
+        assert_eq!(state(&built(&again, &catalog(&second), 2), "a"), ((1, 1), Some(3), None), "another was built");
+        let other = built(&again, &catalog(&third), 3);
         assert_eq!(state(&other, "a"), ((1, 1), Some(4), None), "what was built is not what is asked for now");
     }
 
@@ -275,7 +277,7 @@ mod tests {
         assert_eq!(one(&placed.building["a"]), (2, 2, 3_600_000_000));
         assert_eq!(one(placed.latest("a").unwrap()), one(&placed.building["a"]));
         assert_eq!(placed.metrics_of("s").count(), 2);
-        let placed = place(&built(&known, &draft, "a"));
+        let placed = place(&built(&known, &draft, 2));
         assert_eq!(one(&placed.metrics["a"]), (2, 2, 3_600_000_000));
         assert_eq!(one(&placed.retiring[0]), (1, 1, 60_000_000));
         assert!(placed.building.is_empty() && placed.metrics_of("s").count() == 2);
@@ -309,7 +311,7 @@ mod tests {
     #[test]
     fn a_topic_that_was_made_again_makes_new_versions() {
         let definitions = catalog(&metric("a", "1m"));
-        let with = |known: &Known, topics| known.with(&definitions, &topics, &BTreeSet::new(), NOW);
+        let with = |known: &Known, topics| known.with(&definitions, &topics, &BTreeMap::new(), NOW);
         let known = with(&with(&Known::default(), topic("x")), topic("x"));
         assert_eq!(state(&known, "a").0, (1, 1));
         let unseen = with(&known, BTreeMap::new());

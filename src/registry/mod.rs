@@ -160,14 +160,14 @@ impl<S: Documents + Ledgers + ?Sized> Definitions<S> {
         topics
     }
 
-    /// The metrics whose version beside the one that answers lacks nothing any more: nothing but what it has folded
+    /// By metric, the version beside the one that answers, if it lacks nothing any more: nothing but what it has folded
     /// itself lies above what batch has published of it.
-    async fn built(&self) -> Result<BTreeSet<String>, StoreError> {
+    async fn built(&self) -> Result<BTreeMap<String, u32>, StoreError> {
         let catalog = Arc::clone(&self.current.borrow());
-        let mut built = BTreeSet::new();
+        let mut built = BTreeMap::new();
         for (name, metric) in &catalog.building {
             if self.is_built(metric).await? {
-                built.insert(name.clone());
+                built.insert(name.clone(), metric.version);
             }
         }
         Ok(built)
