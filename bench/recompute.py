@@ -58,7 +58,6 @@ def parse():
 def measure(options, events, name):
     folder = RESULTS / f"{name}.run"
     folder.mkdir()
-    os.environ["LAMINA__BATCH__MEMORY_MIB"] = str(options.memory_mib)
     lamina = Lamina(options, folder, False, name)
     lamina.environment["LAMINA__BATCH__MEMORY_MIB"] = str(options.memory_mib)
     figures = {"load_before": machine.load()}

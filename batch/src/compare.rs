@@ -97,9 +97,7 @@ struct Judge {
 
 impl Judge {
     fn new(metric: &Metric) -> Self {
-        let names = std::iter::once("count").chain(metric.definition.aggregates.iter().map(String::as_str));
-        let names = names.map(|name| if name == "quantiles" { "p50" } else { name });
-        Self { asks: names.filter_map(|name| Ask::parse(name, metric).ok()).collect() }
+        Self { asks: asked(metric).filter_map(|name| Ask::parse(name, metric).ok()).collect() }
     }
 
     /// Buckets whose states differ, with the answers before and after.
@@ -150,4 +148,10 @@ pub(crate) fn same(before: Option<&Answer>, after: Option<&Answer>) -> bool {
         (Some(Answer::Float(a)), Some(Answer::Float(b))) => (a - b).abs() <= FLOAT_ERROR * a.abs().max(b.abs()),
         (a, b) => a == b,
     }
+}
+
+/// What two states of a metric are compared by: count and its aggregates, of quantiles the median.
+pub(crate) fn asked(metric: &Metric) -> impl Iterator<Item = &str> {
+    let names = std::iter::once("count").chain(metric.definition.aggregates.iter().map(String::as_str));
+    names.map(|name| if name == "quantiles" { "p50" } else { name })
 }

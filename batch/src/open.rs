@@ -136,18 +136,11 @@ pub(crate) async fn publish(
 
 /// Gives an open generation up, so that the next one does not inherit a rebuild that was cancelled or cannot succeed.
 pub(crate) async fn give_up(store: &dyn Store, target: &Target) -> Result<(), BatchError> {
-    for _ in 0..ATTEMPTS {
-        let (version, state) = load_view(store, &target.view.id).await?;
-        if state.open.as_ref() != Some(&target.opened) {
-            return Ok(());
-        }
-        match save_view(store, &target.view.id, version, &state.given_up()).await {
-            Ok(Commit::Applied) => return Ok(()),
-            Ok(Commit::Refused) | Err(StoreError::Unknown(_)) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Err(BatchError::Contended(target.view.id.to_string()))
+    let given_up = |state: &ViewState| match state.open.as_ref() == Some(&target.opened) {
+        true => state.given_up(),
+        false => state.clone(),
+    };
+    update(store, &target.view, given_up).await.map(drop)
 }
 
 /// Raises the horizons of a view that has nothing else to do, and forgets what was replaced before `replaced_since`, chunks

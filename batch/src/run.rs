@@ -129,13 +129,7 @@ impl Batch {
         meter: &Arc<Meter>,
         cancel: &CancellationToken,
     ) -> Result<Outcome, BatchError> {
-        let topic = match self.deps.log.topic(&metric.source.topic).await {
-            Ok(topic) => topic,
-            Err(LogError::NoTopic(_)) => return Ok(Outcome::Unchanged),
-            Err(error) => return Err(error.into()),
-        };
-        let log = topic.log_id(&metric.source.name);
-        let sealed = Sealed::load(&*self.deps.store, log, topic.partitions).await?;
+        let Some(sealed) = self.sealed(metric).await? else { return Ok(Outcome::Unchanged) };
         match wanted {
             Wanted::Cover => self.cover(metric, &sealed, Aim::Cover, meter, cancel).await,
             Wanted::Rebuild { from, to } => {
@@ -199,15 +193,21 @@ impl Batch {
         }
     }
 
-    /// Whether something was sealed that the metric's views do not cover.
-    pub(crate) async fn is_behind(&self, metric: &Metric) -> Result<bool, BatchError> {
+    /// What is sealed of the metric's source; `None` if its topic does not exist.
+    async fn sealed(&self, metric: &Metric) -> Result<Option<Sealed>, BatchError> {
         let topic = match self.deps.log.topic(&metric.source.topic).await {
             Ok(topic) => topic,
-            Err(LogError::NoTopic(_)) => return Ok(false),
+            Err(LogError::NoTopic(_)) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
         let log = topic.log_id(&metric.source.name);
-        let cut = Sealed::load(&*self.deps.store, log, topic.partitions).await?.cut();
+        Sealed::load(&*self.deps.store, log, topic.partitions).await.map(Some)
+    }
+
+    /// Whether something was sealed that the metric's views do not cover.
+    pub(crate) async fn is_behind(&self, metric: &Metric) -> Result<bool, BatchError> {
+        let Some(sealed) = self.sealed(metric).await? else { return Ok(false) };
+        let cut = sealed.cut();
         for view in &metric.views {
             let (_, state) = load_view(&*self.deps.store, &view.id).await?;
             if state.published.generation == 0 || !open::is_current(&state, &cut) {

@@ -6,7 +6,10 @@ use lamina_core::{Micros, Published, Store, generation::load_view, read::base_ra
 use lamina_metric::{Answer, Ask, BatchChunk, Length, Metric, Numbers, States, View};
 use serde_json::{Map, Value, json};
 
-use crate::{BatchError, compare::same};
+use crate::{
+    BatchError,
+    compare::{asked, same},
+};
 
 /// Differing buckets that are listed.
 const EXAMPLES: usize = 20;
@@ -90,10 +93,8 @@ impl Total<'_> {
 
 /// What can be asked of both, as each of them understands it.
 fn common(before: &Metric, after: &Metric) -> Vec<[Ask; 2]> {
-    let names = std::iter::once("count").chain(before.definition.aggregates.iter().map(String::as_str));
-    let names = names.map(|name| if name == "quantiles" { "p50" } else { name });
     let mut asks: Vec<[Ask; 2]> = Vec::new();
-    for name in names {
+    for name in asked(before) {
         if asks.iter().any(|[known, _]| known.name() == name) {
             continue;
         }

@@ -147,16 +147,13 @@ impl ViewState {
     /// Publishes a generation all of whose chunks are acknowledged.
     ///
     /// # Errors
-    /// [`GenerationError::NotOpen`] if another was opened since.
+    /// [`GenerationError::NotOpen`] if another was opened since, [`GenerationError::NotKept`] as [`ViewState::origin`].
     pub fn publish(&self, opened: &Opened, now: Micros, through: Option<Micros>) -> Result<Self, GenerationError> {
         let open = self.open.as_ref().map(|open| open.generation);
         if open != Some(opened.generation) && rules::on(Rule::OnlyTheOpenPublishes) {
             return Err(GenerationError::NotOpen { asked: opened.generation, open });
         }
-        let mut bases = match opened.scope.rollback {
-            Some(generation) => self.kept(generation)?.published.bases.clone(),
-            None => self.published.bases.clone(),
-        };
+        let mut bases = self.origin(opened)?.bases;
         if let Some(range) = &opened.scope.rebuild {
             bases.retain(|(old, _)| old.start < range.start || old.end > range.end);
             bases.insert(0, (range.clone(), opened.base));

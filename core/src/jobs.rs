@@ -78,7 +78,7 @@ pub struct JobRequest {
     pub to: Option<Micros>,
     /// Only say what would change.
     pub dry_run: bool,
-    /// Of a rollback: the moment whose publication is wanted back; `None` is before the latest recompute.
+    /// Of a rollback: the moment whose publication is wanted back. It fails without one.
     pub as_of: Option<Micros>,
     pub reason: Option<String>,
 }
