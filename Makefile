@@ -11,8 +11,9 @@ DENY := $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 
 # A server that speaks S3, for the tests of the archive
 S3 := $(if $(LAMINA_SKIP_REAL),,LAMINA_TEST_S3="$${LAMINA_TEST_S3:-$$(deploy/local/s3.sh)}")
-# DuckDB and DataFusion, for `make bench`
+# DuckDB and DataFusion, for `make bench`, and DuckDB for the tests of the archive
 PEERS := $(CACHE)/bench-venv/bin/python3
+DUCKDB := LAMINA_TEST_DUCKDB="$${LAMINA_TEST_DUCKDB:-$(PEERS)}"
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
@@ -20,8 +21,8 @@ help: ## this list
 run: setup ## build lamina and run the demo; it prints its addresses
 	cargo run --bin lamina -- demo
 
-test: setup ## all tests, against a real broker and node too (LAMINA_SKIP_REAL=1: without those)
-	@$(S3) deploy/local/with.sh cargo test --workspace
+test: setup $(PEERS) ## all tests, against a real broker and node too (LAMINA_SKIP_REAL=1: without those)
+	@$(S3) $(DUCKDB) deploy/local/with.sh cargo test --workspace
 
 simulate: setup ## faults by seed over the real layers: SEEDS=n (and FROM=n) of them, or SEED=n with its trace
 	cargo run --bin simulate -- $(if $(SEED),--seed $(SEED),--from $(or $(FROM),0) --seeds $(or $(SEEDS),1000))

@@ -126,10 +126,16 @@ pub struct RawStore {
     pub password_file: Option<PathBuf>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawArchive {
     url: Option<String>,
+    /// How long raw events stay; for ever if left out.
+    retention: Option<String>,
+    /// The same for single sources.
+    retention_by_source: BTreeMap<String, String>,
+    /// Whether batch puts small files together.
+    compaction: bool,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -212,6 +218,12 @@ impl Default for RawStore {
     }
 }
 
+impl Default for RawArchive {
+    fn default() -> Self {
+        Self { url: None, retention: None, retention_by_source: BTreeMap::new(), compaction: true }
+    }
+}
+
 impl Default for RawSpeed {
     fn default() -> Self {
         Self {
@@ -289,7 +301,7 @@ impl Config {
     fn check(raw: Raw, folder: &Path) -> Result<Self, ConfigError> {
         let mut problems = Vec::new();
         let speed = speed(&raw.speed, &mut problems);
-        let batch = batch(&raw.batch, &speed, &mut problems);
+        let batch = batch(&raw.batch, &raw.archive, &speed, &mut problems);
         let listen = raw.http.listen.parse().unwrap_or_else(|_| {
             problems.push(format!(
                 "http.listen = {:?} is not an address; write for example \"127.0.0.1:8080\"",
@@ -369,7 +381,12 @@ fn speed(raw: &RawSpeed, problems: &mut Vec<String>) -> lamina_speed::Config {
     }
 }
 
-fn batch(raw: &RawBatch, speed: &lamina_speed::Config, problems: &mut Vec<String>) -> lamina_batch::Config {
+fn batch(
+    raw: &RawBatch,
+    archive: &RawArchive,
+    speed: &lamina_speed::Config,
+    problems: &mut Vec<String>,
+) -> lamina_batch::Config {
     let schedule = raw.schedule.parse().unwrap_or_else(|why| {
         problems.push(format!("batch.schedule: {why}"));
         Schedule::off()
@@ -401,7 +418,17 @@ fn batch(raw: &RawBatch, speed: &lamina_speed::Config, problems: &mut Vec<String
         lease: duration("batch.lease", &raw.lease, problems),
         retries: raw.retries,
         keep: duration("batch.keep", &raw.keep, problems),
+        retention: retention(archive, problems),
+        compaction: archive.compaction,
     }
+}
+
+fn retention(raw: &RawArchive, problems: &mut Vec<String>) -> lamina_batch::Retention {
+    let usual = raw.retention.as_deref().map(|text| duration("archive.retention", text, problems));
+    let by_source = raw.retention_by_source.iter().map(|(source, text)| {
+        (source.clone(), duration(&format!("archive.retention_by_source.{source}"), text, problems))
+    });
+    lamina_batch::Retention { usual, by_source: by_source.collect() }
 }
 
 #[cfg(test)]

@@ -1,13 +1,13 @@
 //! The work of a run between opening and publishing: passes over event time, files in groups, chunks out.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     ops::Range,
     sync::Arc,
 };
 
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
-use lamina_core::{Counts, Epoch, Micros, Offset, Partition, Store, store::period};
+use lamina_core::{Counts, Micros, Offset, Partition, Segment, Store, store::period};
 use lamina_metric::Metric;
 use object_store::ObjectStore;
 
@@ -18,7 +18,7 @@ use crate::{
     files::{self, Fetched},
     fold::{self, Fates},
     open::Target,
-    plan::{self, File},
+    plan::{self, File, FileKey},
     rollup::Rollup,
 };
 
@@ -43,24 +43,25 @@ pub(crate) struct Work {
     pub(crate) engine: Arc<Engine>,
     pub(crate) metric: Arc<Metric>,
     pub(crate) targets: Vec<Arc<Target>>,
-    pub(crate) epochs: Vec<(Partition, Epoch)>,
+    pub(crate) segments: Vec<(Partition, Segment)>,
     pub(crate) meter: Arc<Meter>,
     pub(crate) mode: Mode,
 }
 
-/// What is known of the files that were read, by partition and start of the epoch.
+/// What is known of the files that were read.
 #[derive(Default)]
 struct Known {
-    seen: HashSet<(Partition, Offset)>,
-    /// Those in which a view's cap decides: which series come first cannot be told from a part of the file.
-    capped: HashSet<(Partition, Offset)>,
+    seen: HashSet<FileKey>,
+    /// Epochs in which a view's cap decides: which series come first cannot be told from a part of the file.
+    capped: BTreeSet<(Partition, Offset)>,
 }
 
 impl Known {
     /// What a further pass needs of a file: its own event time, unless that is not enough.
     fn window(&self, file: &File, pass: &Range<Micros>) -> Option<Range<Micros>> {
-        let key = (file.partition, file.epoch);
-        (self.seen.contains(&key) && !self.capped.contains(&key)).then(|| pass.clone())
+        let epochs = (file.partition, file.offsets.start)..(file.partition, file.offsets.end);
+        let is_capped = self.capped.range(epochs).next().is_some();
+        (self.seen.contains(&file.key()) && !is_capped).then(|| pass.clone())
     }
 }
 
@@ -92,6 +93,7 @@ impl Done {
             ("filtered", self.fates.filtered),
             ("dead_lettered", self.others.dead + self.fates.rejected),
             ("duplicate", self.others.duplicates),
+            ("erased", self.others.erased),
             ("expired", self.expired_events),
             ("without_record", self.others.absent),
         ])
@@ -101,13 +103,16 @@ impl Done {
 impl Work {
     /// Reads every epoch that some view does not cover yet or rebuilds, and writes or compares what changes.
     pub(crate) async fn run(self) -> Result<Done, BatchError> {
-        // An epoch without records has no file to read.
-        let empty = self.epochs.iter().filter_map(|(_, epoch)| epoch.archive.as_ref()).map(|archive| archive.counts);
-        let absent = empty.filter(|counts| counts.records() == 0).map(|counts| counts.absent).sum();
-        let times = self.epochs.iter().filter_map(|(_, epoch)| epoch.archive.as_ref()?.event_time);
+        // Without records there is no file to read.
+        let empty = self.segments.iter().map(|(_, segment)| segment.counts()).filter(|counts| counts.records() == 0);
+        let absent = empty.map(|counts| counts.absent).sum();
+        let times = self.segments.iter().filter_map(|(_, segment)| segment.event_time());
         let extent = times.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
-        let lost = self.epochs.iter().filter_map(|(partition, epoch)| Some((*partition, epoch.lost?)));
-        let lost = lost.map(|(partition, (from, to))| (partition, from..to)).collect();
+        let lost = self
+            .segments
+            .iter()
+            .flat_map(|(partition, segment)| segment.lost.iter().map(|&(from, to)| (*partition, from..to)));
+        let lost = lost.collect();
         let mut done = Done {
             through: extent.map(|(_, last)| last),
             lost,
@@ -147,12 +152,12 @@ impl Work {
     fn needed(&self) -> Vec<File> {
         let wanted = |file: &File| {
             self.targets.iter().any(|target| {
-                let covered = target.published.cut.covers(file.partition, file.epoch);
+                let covered = file.offsets.end <= target.published.cut.at(file.partition);
                 let rebuilt = target.opened.scope.rebuild.as_ref().is_some_and(|range| file.touches(range));
-                target.opened.cut.covers(file.partition, file.epoch) && (!covered || rebuilt)
+                target.opened.cut.covers(file.partition, file.offsets.start) && (!covered || rebuilt)
             })
         };
-        let files = self.epochs.iter().filter_map(|(partition, epoch)| File::of(*partition, epoch.clone()));
+        let files = self.segments.iter().filter_map(|(partition, segment)| File::of(*partition, segment.clone()));
         files.filter(wanted).collect()
     }
 
@@ -172,9 +177,9 @@ impl Work {
     ) -> Result<(), BatchError> {
         let windows: Vec<_> = files.iter().map(|file| known.window(file, pass)).collect();
         // Several passes may read the same file: it counts once.
-        let unseen = |file: &&File| known.seen.insert((file.partition, file.epoch));
-        let new: Vec<((Partition, Offset), Counts)> =
-            files.iter().filter(unseen).map(|file| ((file.partition, file.epoch), file.archive.counts)).collect();
+        let unseen = |file: &&File| known.seen.insert(file.key());
+        let new: Vec<(FileKey, Counts)> =
+            files.iter().filter(unseen).map(|file| (file.key(), file.archive.counts)).collect();
         let rows = new.iter().map(|(_, counts)| counts.records()).sum();
         let count = files.len() as u64;
         let fetches: Vec<_> = files.into_iter().map(|file| files::fetch(&self.archive, file).boxed()).collect();

@@ -1,6 +1,8 @@
 //! What can go wrong in a run. Nothing here ever leaves a wrong answer behind.
 
-use lamina_core::{Offset, Partition, StoreError, generation::GenerationError, ledger::LedgerError, log::LogError};
+use lamina_core::{
+    ArchiveError, Offset, Partition, StoreError, generation::GenerationError, ledger::LedgerError, log::LogError,
+};
 use lamina_metric::{ChunkError, MetricError, StateError};
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -23,6 +25,22 @@ pub enum BatchError {
         #[source]
         cause: object_store::Error,
     },
+    #[error("archive file {path} cannot be written")]
+    Unwritable {
+        path: String,
+        #[source]
+        cause: object_store::Error,
+    },
+    #[error("archive file {path}, which nothing refers to any more, cannot be removed")]
+    Unremovable {
+        path: String,
+        #[source]
+        cause: object_store::Error,
+    },
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    #[error("the files to be written anew do not follow each other")]
+    NothingToRewrite,
     /// A file does not hold what the ledger says it does.
     #[error("archive file {path}: expected {what} {expected}, found {found}; restore the file from a copy")]
     Mismatch { path: String, what: &'static str, expected: u64, found: u64 },
@@ -34,11 +52,9 @@ pub enum BatchError {
     },
     #[error("the run read {found} records where ledger and manifest name {expected}")]
     Incomplete { expected: u64, found: u64 },
-    #[error("epochs of partition {partition} have a hole: offsets {from}..{to} are in neither ledger nor manifest")]
+    #[error("archive of partition {partition} has a hole: offsets {from}..{to} are in neither ledger nor manifest")]
     Hole { partition: Partition, from: Offset, to: Offset },
-    #[error("sealed epoch {start}..{end} of partition {partition} names no archive file")]
-    NoArchive { partition: Partition, start: Offset, end: Offset },
-    #[error("epoch {start}..{end} of partition {partition} accounts for {found} offsets")]
+    #[error("archive file of offsets {start}..{end} of partition {partition} accounts for {found} of them")]
     NotConserved { partition: Partition, start: Offset, end: Offset, found: u64 },
     #[error(
         "the states of the run hold {found} events where {expected} were folded: events got lost or were counted twice"
@@ -64,6 +80,16 @@ pub enum BatchError {
     Panicked(String),
     #[error("metric {name} does not exist; there are {}", known.join(", "))]
     UnknownMetric { name: String, known: Vec<String> },
+    #[error("source {name} does not exist; there are {}", known.join(", "))]
+    UnknownSource { name: String, known: Vec<String> },
+    #[error("what to erase cannot be told: {0}")]
+    Filter(String),
+    #[error(
+        "partition {partition} is sealed up to offset {upto}, and the log reached {end} when this began: is a speed worker running?"
+    )]
+    NotSealed { partition: Partition, upto: Offset, end: Offset },
+    #[error("a view over source {0} does not cover all that is sealed, or counts an earlier topic")]
+    NotCovered(String),
     #[error("the range is empty: `from` must lie before `to`")]
     EmptyRange,
     #[error(
@@ -99,7 +125,6 @@ impl BatchError {
             Self::Mismatch { .. }
                 | Self::Incomplete { .. }
                 | Self::Hole { .. }
-                | Self::NoArchive { .. }
                 | Self::NotConserved { .. }
                 | Self::NotFolded { .. }
         )
@@ -110,6 +135,8 @@ impl BatchError {
         !matches!(
             self,
             Self::UnknownMetric { .. }
+                | Self::UnknownSource { .. }
+                | Self::Filter(_)
                 | Self::EmptyRange
                 | Self::NothingKept
                 | Self::NoMoment

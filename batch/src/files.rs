@@ -8,11 +8,11 @@ use std::{ops::Range, sync::Arc};
 use arrow::{
     array::{AsArray, BooleanArray, PrimitiveArray, RecordBatch},
     compute::filter_record_batch,
-    datatypes::{TimestampMicrosecondType, UInt8Type},
+    datatypes::{TimestampMicrosecondType, UInt8Type, UInt64Type},
     error::ArrowError,
 };
 use bytes::Bytes;
-use lamina_core::{Counts, Micros};
+use lamina_core::{Counts, Micros, Offset};
 use lamina_metric::{Metric, Source, archive};
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 use parquet::arrow::{
@@ -23,15 +23,15 @@ use parquet::arrow::{
 use crate::{BatchError, plan::File};
 
 /// Columns that are read of every file besides those that the metric names.
-const CURRENT: [&str; 5] = ["_partition", "_offset", "_outcome", "_time", "_order"];
+const CURRENT: [&str; 6] = ["_partition", "_offset", "_epoch", "_outcome", "_time", "_order"];
 /// Columns that are read of a file which was written under another definition of its source.
-const DECODED_AGAIN: [&str; 4] = ["_partition", "_offset", "_outcome", "_payload"];
+const DECODED_AGAIN: [&str; 5] = ["_partition", "_offset", "_epoch", "_outcome", "_payload"];
 
 /// A file whose bytes are what the ledger says.
 #[derive(Debug)]
 pub(crate) struct Fetched {
     pub(crate) file: File,
-    bytes: Bytes,
+    pub(crate) bytes: Bytes,
     /// Only events of this time are folded; `None` is all.
     pub(crate) window: Option<Range<Micros>>,
 }
@@ -99,13 +99,17 @@ impl Events {
         &self.path
     }
 
-    /// The next accepted events; `None` at the end, once all rows are accounted for.
-    pub(crate) fn next(&mut self) -> Result<Option<RecordBatch>, BatchError> {
+    /// The next accepted events, with the starts of the epochs that they are of; `None` at the end, once all rows are
+    /// accounted for.
+    pub(crate) fn next(&mut self) -> Result<Option<(RecordBatch, Starts)>, BatchError> {
         let Some(rows) = self.reader.next() else {
             self.conserved()?;
             return Ok(None);
         };
-        let events = self.accepted(rows).and_then(|events| self.within_window(events));
+        let events = rows.and_then(|rows| {
+            let starts = Starts::of(&rows)?;
+            Ok((self.accepted(&rows).and_then(|events| self.within_window(events))?, starts))
+        });
         events.map(Some).map_err(|cause| BatchError::undecodable(&self.path, cause))
     }
 
@@ -119,22 +123,22 @@ impl Events {
     }
 
     /// Counts what became of the rows and keeps the accepted ones, of a current file with the columns that were read.
-    fn accepted(&mut self, rows: Result<RecordBatch, ArrowError>) -> Result<RecordBatch, ArrowError> {
-        let rows = rows?;
+    fn accepted(&mut self, rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
         let outcomes = rows.column_by_name("_outcome").and_then(|column| column.as_primitive_opt::<UInt8Type>());
         let outcomes = outcomes.ok_or_else(|| ArrowError::SchemaError("column _outcome is missing".to_owned()))?;
         for outcome in outcomes.values() {
             match *outcome {
                 archive::ACCEPTED => self.found.accepted += 1,
                 archive::DUPLICATE => self.found.duplicates += 1,
+                archive::ERASED => self.found.erased += 1,
                 _ => self.found.dead += 1,
             }
         }
         if !self.current {
-            return archive::accepted_events(&self.source, &rows);
+            return archive::accepted_events(&self.source, rows);
         }
         let accepted: BooleanArray = outcomes.iter().map(|outcome| Some(outcome == Some(archive::ACCEPTED))).collect();
-        filter_record_batch(&rows, &accepted)
+        filter_record_batch(rows, &accepted)
     }
 
     fn conserved(&self) -> Result<(), BatchError> {
@@ -143,6 +147,7 @@ impl Events {
             ("accepted rows", expected.accepted, found.accepted),
             ("duplicate rows", expected.duplicates, found.duplicates),
             ("undecodable rows", expected.dead, found.dead),
+            ("erased rows", expected.erased, found.erased),
         ];
         match pairs.into_iter().find(|(_, expected, found)| expected != found) {
             Some((what, expected, found)) => {
@@ -150,5 +155,29 @@ impl Events {
             }
             None => Ok(()),
         }
+    }
+}
+
+/// The epochs that some rows are of, by their starts. An epoch goes on to where the next one starts, so that an offset says
+/// which it is of.
+pub(crate) struct Starts(Vec<Offset>);
+
+impl Starts {
+    fn of(rows: &RecordBatch) -> Result<Self, ArrowError> {
+        let epochs = rows.column_by_name("_epoch").and_then(|column| column.as_primitive_opt::<UInt64Type>());
+        let epochs = epochs.ok_or_else(|| ArrowError::SchemaError("column _epoch is missing".to_owned()))?;
+        let mut starts = epochs.values().to_vec();
+        starts.dedup();
+        starts.sort_unstable();
+        starts.dedup();
+        Ok(Self(starts))
+    }
+
+    /// The start of the epoch of each of these offsets.
+    pub(crate) fn of_offsets<'a>(&'a self, offsets: &'a [Offset]) -> impl Iterator<Item = Offset> + 'a {
+        offsets.iter().map(|offset| {
+            let at = self.0.partition_point(|start| start <= offset);
+            self.0.get(at.saturating_sub(1)).copied().unwrap_or(0)
+        })
     }
 }

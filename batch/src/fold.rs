@@ -1,7 +1,7 @@
 //! The fold of archive files in DataFusion: accepted events → the metric's prepared rows → states by
 //! (partition, epoch, dimensions, bucket).
 //!
-//! A file is one epoch and lies whole in one of DataFusion's partitions, so each partition's aggregation is final by
+//! A file holds whole epochs and lies whole in one of DataFusion's partitions, so each partition's aggregation is final by
 //! itself and nothing is shuffled.
 
 use std::{
@@ -36,6 +36,7 @@ use crate::{
     BatchError,
     context::stopped,
     files::{Events, Fetched},
+    plan::FileKey,
 };
 
 const EPOCH: &str = "_epoch";
@@ -59,8 +60,8 @@ impl Groups {
     }
 }
 
-/// What became of the accepted events of files, by (partition, start of the epoch).
-pub(crate) type FatesByFile = HashMap<(Partition, Offset), Fates>;
+/// What became of the accepted events of files.
+pub(crate) type FatesByFile = HashMap<FileKey, Fates>;
 
 /// What became of accepted events in a metric: each has one of three fates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -257,7 +258,7 @@ impl PartitionStream for Files {
     }
 }
 
-/// The prepared rows of one file, with the epoch's start.
+/// The prepared rows of one file, each with its epoch's start.
 fn prepared(
     metric: Arc<Metric>,
     schema: SchemaRef,
@@ -265,15 +266,14 @@ fn prepared(
     fetched: Fetched,
     together: usize,
 ) -> Result<impl futures::Stream<Item = Result<RecordBatch, BatchError>>, BatchError> {
-    let (epoch, key, accepted) =
-        (fetched.file.epoch, (fetched.file.partition, fetched.file.epoch), fetched.file.archive.counts.accepted);
+    let (key, accepted) = (fetched.file.key(), fetched.file.archive.counts.accepted);
     let events = Events::open(&metric, fetched, together)?;
     Ok(stream::try_unfold((events, Fates::default()), move |(mut events, mut sum)| {
         let (metric, schema, fates) = (Arc::clone(&metric), SchemaRef::clone(&schema), Arc::clone(&fates));
         async move {
             // Between batches the run can be stopped, and others get their turn.
             tokio::task::yield_now().await;
-            let Some(batch) = events.next()? else {
+            let Some((batch, starts)) = events.next()? else {
                 // The file holds what the ledger says; of a file that is folded whole, what is neither folded nor filtered was
                 // rejected.
                 sum.rejected = accepted.saturating_sub(sum.folded + sum.filtered);
@@ -283,7 +283,12 @@ fn prepared(
             let prepared = metric.prepare(&batch)?;
             sum.folded += prepared.rows.num_rows() as u64;
             sum.filtered += prepared.filtered;
-            let epochs: ArrayRef = Arc::new(UInt64Array::from_value(epoch, prepared.rows.num_rows()));
+            let offsets = prepared.rows.column_by_name("_offset").and_then(|column| column.as_primitive_opt());
+            let offsets: &UInt64Array = offsets.ok_or_else(|| {
+                let missing = "prepared rows lack their offsets".to_owned();
+                BatchError::from(DataFusionError::Internal(missing))
+            })?;
+            let epochs: ArrayRef = Arc::new(UInt64Array::from_iter_values(starts.of_offsets(offsets.values())));
             let columns = prepared.rows.columns().iter().cloned().chain([epochs]).collect();
             let rows =
                 RecordBatch::try_new(schema, columns).map_err(|cause| BatchError::undecodable(events.path(), cause))?;

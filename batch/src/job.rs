@@ -8,7 +8,11 @@ use lamina_metric::Metric;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Batch, BatchError, Meter, Outcome, Wanted, versions};
+use crate::{
+    Batch, BatchError, Meter, Outcome, Wanted,
+    archive::{Cared, Erasure},
+    versions,
+};
 
 /// How often progress is stored and the wish to cancel is looked for.
 const POLL: Duration = Duration::from_secs(1);
@@ -22,6 +26,10 @@ struct Results {
     outcomes: BTreeMap<String, Outcome>,
     /// What sets a version that was built apart from the one that answers.
     comparisons: BTreeMap<String, Value>,
+    /// What was done for the archive of each source.
+    archive: BTreeMap<String, Value>,
+    /// The report of an erasure.
+    erased: Option<Value>,
 }
 
 /// A version of a metric that a job works on.
@@ -62,6 +70,23 @@ pub(crate) async fn execute(batch: &Batch, id: &str, retries: u32, stop: &Cancel
     }
 }
 
+impl Batch {
+    /// Does once what a job asks for, whatever its document says, and gives its result.
+    ///
+    /// # Errors
+    /// As [`Batch::run_metric`], of the first version or source that fails; what was done for the others stays done.
+    pub async fn attempt_job(
+        &self,
+        job: &Job,
+        meter: &Arc<Meter>,
+        cancel: &CancellationToken,
+    ) -> Result<Value, BatchError> {
+        let mut results = Results::default();
+        attempt(self, job, &mut results, meter, cancel).await?;
+        Ok(result(&results))
+    }
+}
+
 /// Takes a job up, unless it is over. A job whose runners died too often is not tried for ever.
 fn begin(job: &mut Job, now: i64, retries: u32) -> bool {
     if job.state.is_finished() {
@@ -88,6 +113,10 @@ async fn attempt(
     meter: &Arc<Meter>,
     cancel: &CancellationToken,
 ) -> Result<(), BatchError> {
+    if job.kind == JobKind::Erase {
+        results.erased = Some(Erasure::of(batch, job)?.run(batch, meter, cancel).await?);
+        return Ok(());
+    }
     let mut failed = None;
     for Subject { label, metric, wanted } in subjects(batch, job)? {
         if results.outcomes.contains_key(&label) {
@@ -108,7 +137,33 @@ async fn attempt(
     if job.kind == JobKind::Build && failed.is_none() {
         compare(batch, job, results).await?;
     }
+    if job.kind == JobKind::Scheduled {
+        care(batch, results, meter, cancel, &mut failed).await?;
+    }
     failed.map_or(Ok(()), Err)
+}
+
+/// Looks after the archive of each source; one that fails does not keep the others from it.
+async fn care(
+    batch: &Batch,
+    results: &mut Results,
+    meter: &Arc<Meter>,
+    cancel: &CancellationToken,
+    failed: &mut Option<BatchError>,
+) -> Result<(), BatchError> {
+    let sources: Vec<_> = batch.deps.catalog.borrow().sources.values().cloned().collect();
+    for source in sources {
+        match batch.care(&source, meter, cancel).await {
+            Ok(cared) if cared == Cared::default() => {}
+            Ok(cared) => drop(results.archive.insert(source.name.clone(), cared.to_json())),
+            Err(BatchError::Cancelled) => return Err(BatchError::Cancelled),
+            Err(error) => {
+                tracing::error!(source = source.name, error = error.chain(), "archive was not looked after");
+                failed.get_or_insert(error);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What the job works on, in order. A recompute or rollback is of what answers; what covers newly sealed epochs does so for
@@ -120,6 +175,7 @@ fn subjects(batch: &Batch, job: &Job) -> Result<Vec<Subject>, BatchError> {
         JobKind::Scheduled | JobKind::Build => Wanted::Cover,
         JobKind::Recompute if request.dry_run => Wanted::DryRun { from: request.from, to: request.to },
         JobKind::Recompute => Wanted::Rebuild { from: request.from, to: request.to },
+        JobKind::Erase => return Ok(Vec::new()),
         JobKind::Rollback => Wanted::Rollback { as_of: request.as_of.ok_or(BatchError::NoMoment)? },
     };
     let answers = |metric: &Arc<Metric>| Subject {
@@ -229,6 +285,7 @@ async fn succeed(batch: &Batch, id: &str, results: &Results, meter: &Meter) -> R
         job.progress = progress.clone();
         job.progress.eta_ms = Some(0);
         job.error = None;
+        job.request.erase = None;
         job.result = Some(result.clone());
         true
     };
@@ -254,13 +311,19 @@ async fn fail(batch: &Batch, id: &str, error: &BatchError, text: &str) -> Result
 }
 
 /// By version, and of dry runs the sums over all.
-fn result(Results { outcomes, comparisons }: &Results) -> Value {
+fn result(Results { outcomes, comparisons, archive, erased }: &Results) -> Value {
+    if let Some(report) = erased {
+        return report.clone();
+    }
     let mut metrics: BTreeMap<&String, Value> =
         outcomes.iter().map(|(label, outcome)| (label, outcome.to_json())).collect();
     for (label, found) in comparisons {
         metrics.entry(label).or_default()["comparison"] = found.clone();
     }
     let mut result = json!({"metrics": metrics});
+    if !archive.is_empty() {
+        result["archive"] = json!(archive);
+    }
     let (mut all, mut sums) = (Vec::new(), (0, 0));
     let mut dry = false;
     for outcome in outcomes.values() {

@@ -9,6 +9,7 @@
 //! - The leader's lease is for liveness only; two leaders at once are slow, never wrong.
 //! - Events go through the same `Metric::prepare` and the same states as in the speed layer, and the same cap.
 
+mod archive;
 mod cap;
 mod compare;
 mod compute;
@@ -36,6 +37,7 @@ use object_store::ObjectStore;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use archive::Retention;
 pub use error::BatchError;
 pub use meter::Meter;
 pub use run::{Batch, Outcome, Wanted};
@@ -57,6 +59,10 @@ pub struct Config {
     pub retries: u32,
     /// How long what a recompute or a rollback replaced is kept, to return to.
     pub keep: Duration,
+    /// How long raw events stay in the archive.
+    pub retention: Retention,
+    /// Whether small files of the archive are put together.
+    pub compaction: bool,
 }
 
 impl Default for Config {
@@ -69,6 +75,8 @@ impl Default for Config {
             lease: Duration::from_secs(15),
             retries: 3,
             keep: Duration::from_secs(7 * 24 * 3_600),
+            retention: Retention::default(),
+            compaction: true,
         }
     }
 }
@@ -77,7 +85,7 @@ impl Default for Config {
 #[derive(Clone)]
 pub struct Deps {
     pub store: Arc<dyn Store>,
-    /// Only for the ids and partitions of topics.
+    /// Only for the ids, partitions and ends of topics.
     pub log: Arc<dyn Log>,
     pub archive: Arc<dyn ObjectStore>,
     pub catalog: watch::Receiver<Arc<Catalog>>,

@@ -9,7 +9,7 @@ use lamina_core::{
 };
 use lamina_metric::{Metric, View};
 
-use crate::BatchError;
+use crate::{BatchError, plan::Sealed};
 
 /// How often a change of a view's state is made again on what was read back.
 const ATTEMPTS: u32 = 16;
@@ -74,19 +74,20 @@ pub(crate) fn is_current(state: &ViewState, cut: &Cut) -> bool {
     state.published.cut.reaches(cut) && !inherits
 }
 
-/// Opens the next generation of a view, up to `cut`, and raises its horizons: from now on nothing below is served.
+/// Opens the next generation of a view, up to what is sealed, and raises its horizons: from now on nothing below is served.
 pub(crate) async fn open(
     store: &dyn Store,
     metric: &Metric,
     view: &View,
-    cut: &Cut,
+    sealed: &Sealed,
     aim: &Aim,
     now: Micros,
 ) -> Result<Target, BatchError> {
     for _ in 0..ATTEMPTS {
         let (version, state) = load_view(store, &view.id).await?;
-        let (mut next, opened) = state.begin(cut.clone(), aim.scope(&state), now)?;
+        let (mut next, opened) = state.begin(sealed.cut(), aim.scope(&state), now)?;
         raise(metric, &mut next, now);
+        begin_above(metric, &mut next, sealed.gone_through);
         let published = next.origin(&opened)?;
         match save_view(store, &view.id, version, &next).await {
             Ok(Commit::Applied) => {
@@ -155,7 +156,8 @@ pub(crate) async fn tidy(
     let change = |state: &ViewState| {
         let mut next = state.clone();
         raise(metric, &mut next, now);
-        next.forget(replaced_since.min(now.saturating_sub(LEAST_KEPT)), MOST_KEPT);
+        let read_since = now.saturating_sub(LEAST_KEPT);
+        next.forget(replaced_since.min(read_since), read_since, MOST_KEPT);
         next
     };
     let ViewState { unused, last_stamp, .. } = update(store, view, change).await?;
@@ -178,6 +180,16 @@ pub(crate) async fn tidy(
     Ok(())
 }
 
+/// From now on nothing that was replaced can be returned to.
+pub(crate) async fn bar(store: &dyn Store, view: &View) -> Result<(), BatchError> {
+    let barred = |state: &ViewState| {
+        let mut next = state.clone();
+        next.bar();
+        next
+    };
+    update(store, view, barred).await.map(drop)
+}
+
 /// Changes a view's state by compare-and-set, if `change` changes it, and gives it as it stands afterwards.
 async fn update(
     store: &dyn Store,
@@ -197,6 +209,15 @@ async fn update(
         }
     }
     Err(BatchError::Contended(view.id.to_string()))
+}
+
+/// Nothing is served that could not be recomputed: a view that is built after retention removed raw events begins above them.
+fn begin_above(metric: &Metric, state: &mut ViewState, gone_through: Option<Micros>) {
+    let Some(gone) = gone_through else { return };
+    for width in metric.widths() {
+        let period = period(width);
+        state.raise_horizon(width, gone.div_euclid(period).saturating_add(1).saturating_mul(period));
+    }
 }
 
 fn raise(metric: &Metric, state: &mut ViewState, now: Micros) {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ops::Range};
 
 use lamina_core::{
-    Archive, Cut, Epoch, Ledger, LogId, Micros, Offset, Partition, Store,
+    Archive, Cut, Ledger, LogId, Micros, Offset, Partition, Segment, Store, archive,
     store::{Consistency, period},
 };
 use lamina_metric::Metric;
@@ -14,17 +14,21 @@ use crate::BatchError;
 pub(crate) struct Sealed {
     pub(crate) log: LogId,
     pub(crate) ledgers: BTreeMap<Partition, Ledger>,
+    /// Largest event time that retention removed from the archive.
+    pub(crate) gone_through: Option<Micros>,
 }
 
 impl Sealed {
     pub(crate) async fn load(store: &dyn Store, log: LogId, partitions: u32) -> Result<Self, BatchError> {
         let mut ledgers = BTreeMap::new();
+        let mut gone_through = None;
         for partition in 0..partitions {
             let ledger = store.load(&log, partition, Consistency::Serial).await?;
             ledger.check().map_err(|cause| BatchError::Ledger { partition, cause })?;
             ledgers.insert(partition, ledger);
+            gone_through = archive::load(store, &log, partition).await?.1.gone_through.max(gone_through);
         }
-        Ok(Self { log, ledgers })
+        Ok(Self { log, ledgers, gone_through })
     }
 
     /// The furthest that a generation may cover.
@@ -37,65 +41,67 @@ impl Sealed {
         self.ledgers.values().filter_map(|ledger| Some(ledger.open()?.dedup_clock)).max().unwrap_or(0)
     }
 
-    /// The sealed epochs in `[from, upto)` of each partition, from ledger and manifest, all of them.
-    pub(crate) async fn epochs(
+    /// What of the archive reaches into `[from, upto)` of each partition, all of it.
+    pub(crate) async fn segments(
         &self,
         store: &dyn Store,
         from: &Cut,
         upto: &Cut,
-    ) -> Result<Vec<(Partition, Epoch)>, BatchError> {
+    ) -> Result<Vec<(Partition, Segment)>, BatchError> {
         let mut all = Vec::new();
         for (&partition, ledger) in &self.ledgers {
             let range = from.at(partition)..upto.at(partition);
             if range.is_empty() {
                 continue;
             }
-            // Epochs leave the ledger only after they were noted in the manifest; one that is in both counts as the
-            // ledger has it.
-            let noted = store.archived(&self.log, partition, range.clone()).await?;
-            let mut epochs: BTreeMap<Offset, Epoch> = noted.into_iter().map(|epoch| (epoch.start, epoch)).collect();
-            let listed = ledger.sealed().filter(|epoch| range.contains(&epoch.start));
-            epochs.extend(listed.map(|epoch| (epoch.start, epoch.clone())));
-            let epochs: Vec<Epoch> = epochs.into_values().collect();
-            check_chain(partition, &range, &epochs)?;
-            all.extend(epochs.into_iter().map(|epoch| (partition, epoch)));
+            let segments = archive::segments(store, &self.log, partition, ledger, range.clone()).await?;
+            check_chain(partition, &range, &segments)?;
+            all.extend(segments.into_iter().map(|segment| (partition, segment)));
         }
         Ok(all)
     }
 }
 
-/// The epochs follow each other from the start of `range` to its end; only the partition's very first may start above 0.
-fn check_chain(partition: Partition, range: &Range<Offset>, epochs: &[Epoch]) -> Result<(), BatchError> {
-    let first = epochs.first().map_or(range.end, |epoch| epoch.start);
-    let mut next = if range.start == 0 && !epochs.is_empty() { first } else { range.start };
-    for epoch in epochs {
-        let Some(end) = epoch.end else { break };
-        if epoch.start != next {
-            return Err(BatchError::Hole { partition, from: next, to: epoch.start });
+/// The segments follow each other from the start of `range` to its end; only the partition's very first may start above 0,
+/// and the outer two may reach beyond.
+fn check_chain(partition: Partition, range: &Range<Offset>, segments: &[Segment]) -> Result<(), BatchError> {
+    let mut next = segments.first().map_or(range.start, |first| first.start);
+    if next > range.start && range.start > 0 {
+        return Err(BatchError::Hole { partition, from: range.start, to: next });
+    }
+    for &Segment { start, end, ref archive, .. } in segments {
+        if start != next {
+            return Err(BatchError::Hole { partition, from: next, to: start });
         }
-        let found = epoch.archive.as_ref().map(|archive| archive.counts.offsets());
-        let found = found.ok_or(BatchError::NoArchive { partition, start: epoch.start, end })?;
-        if found != end.saturating_sub(epoch.start) {
-            return Err(BatchError::NotConserved { partition, start: epoch.start, end, found });
+        let found = archive.as_ref().map(|archive| archive.counts.offsets());
+        if let Some(found) = found.filter(|found| *found != end.saturating_sub(start)) {
+            return Err(BatchError::NotConserved { partition, start, end, found });
         }
         next = end;
     }
-    if next == range.end { Ok(()) } else { Err(BatchError::Hole { partition, from: next, to: range.end }) }
+    if next >= range.end { Ok(()) } else { Err(BatchError::Hole { partition, from: next, to: range.end }) }
 }
 
-/// An archive file to read: one epoch.
+/// What a file is known by within a run: its partition and first offset.
+pub(crate) type FileKey = (Partition, Offset);
+
+/// An archive file to read: whole epochs of one partition.
 #[derive(Clone, Debug)]
 pub(crate) struct File {
     pub(crate) partition: Partition,
-    pub(crate) epoch: Offset,
+    pub(crate) offsets: Range<Offset>,
     pub(crate) archive: Archive,
 }
 
 impl File {
-    /// The epoch's file; `None` if the epoch has no record.
-    pub(crate) fn of(partition: Partition, epoch: Epoch) -> Option<Self> {
-        let archive = epoch.archive.filter(|archive| archive.counts.records() > 0)?;
-        Some(Self { partition, epoch: epoch.start, archive })
+    /// The segment's file; `None` if it has no record, or retention removed it.
+    pub(crate) fn of(partition: Partition, segment: Segment) -> Option<Self> {
+        let archive = segment.archive.filter(|archive| archive.counts.records() > 0)?;
+        Some(Self { partition, offsets: segment.start..segment.end, archive })
+    }
+
+    pub(crate) fn key(&self) -> FileKey {
+        (self.partition, self.offsets.start)
     }
 
     pub(crate) fn touches(&self, range: &Range<Micros>) -> bool {
@@ -186,27 +192,15 @@ pub(crate) fn together(files: Vec<File>, bytes: u64, records: u64) -> Vec<Vec<Fi
 
 #[cfg(test)]
 mod tests {
-    use lamina_core::{Counts, EpochId};
+    use lamina_core::Counts;
 
     use super::*;
 
-    fn epoch(start: Offset, end: Offset) -> Epoch {
+    fn segment(start: Offset, end: Offset) -> Segment {
         let counts = Counts { accepted: end - start, ..Counts::default() };
         let archive =
             Archive { path: String::new(), bytes: 1, checksum: 0, counts, event_time: None, last_record: None };
-        let id = EpochId::new();
-        let (opened_at, revision, dedup_clock, alive_until) = (0, 1, 0, 0);
-        Epoch {
-            id,
-            start,
-            end: Some(end),
-            opened_at,
-            revision,
-            dedup_clock,
-            alive_until,
-            archive: Some(archive),
-            lost: None,
-        }
+        Segment { start, end, archive: Some(archive), lost: Vec::new() }
     }
 
     fn file(records: u64, event_time: (Micros, Micros)) -> File {
@@ -219,19 +213,20 @@ mod tests {
             event_time: Some(event_time),
             last_record: None,
         };
-        File { partition: 0, epoch: 0, archive }
+        File { partition: 0, offsets: 0..records, archive }
     }
 
     #[test]
     fn a_hole_between_epochs_is_an_error_and_only_the_first_may_start_above_zero() {
-        assert!(check_chain(0, &(0..9), &[epoch(3, 5), epoch(5, 9)]).is_ok());
-        assert!(check_chain(0, &(5..9), &[epoch(5, 9)]).is_ok());
-        let holes: [(Range<Offset>, &[Epoch]); 4] =
-            [(0..9, &[epoch(0, 4), epoch(5, 9)]), (0..9, &[epoch(0, 4)]), (3..9, &[epoch(5, 9)]), (0..9, &[])];
-        for (range, epochs) in holes {
-            assert!(matches!(check_chain(0, &range, epochs), Err(BatchError::Hole { .. })), "{range:?} {epochs:?}");
+        assert!(check_chain(0, &(0..9), &[segment(3, 5), segment(5, 9)]).is_ok());
+        assert!(check_chain(0, &(5..9), &[segment(5, 9)]).is_ok());
+        assert!(check_chain(0, &(4..9), &[segment(3, 5), segment(5, 12)]).is_ok());
+        let holes: [(Range<Offset>, &[Segment]); 4] =
+            [(0..9, &[segment(0, 4), segment(5, 9)]), (0..9, &[segment(0, 4)]), (3..9, &[segment(5, 9)]), (0..9, &[])];
+        for (range, segments) in holes {
+            assert!(matches!(check_chain(0, &range, segments), Err(BatchError::Hole { .. })), "{range:?} {segments:?}");
         }
-        let short = Epoch { end: Some(10), ..epoch(0, 9) };
+        let short = Segment { end: 10, ..segment(0, 9) };
         assert!(matches!(check_chain(0, &(0..10), &[short]), Err(BatchError::NotConserved { found: 9, .. })));
     }
 

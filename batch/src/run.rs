@@ -8,12 +8,13 @@ use std::{
 };
 
 use lamina_core::{Cut, Micros, Opened, Scope, ViewState, generation::load_view, log::LogError, snapshot::no_later};
-use lamina_metric::Metric;
+use lamina_metric::{Metric, Source};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     BatchError, Config, Deps, Meter,
+    archive::Retention,
     compare::Changes,
     compute::{Done, Mode, Work},
     context::Engine,
@@ -27,6 +28,8 @@ pub struct Batch {
     pub(crate) deps: Deps,
     engine: Arc<Engine>,
     keep: Duration,
+    pub(crate) retention: Retention,
+    pub(crate) compaction: bool,
 }
 
 /// What a run of one metric shall do.
@@ -92,7 +95,8 @@ impl Batch {
     /// If the runtime cannot start.
     pub fn new(deps: Deps, config: &Config) -> Result<Self, BatchError> {
         let engine = Engine::new(config)?;
-        Ok(Self { deps, engine: Arc::new(engine), keep: config.keep })
+        let Config { keep, retention, compaction, .. } = config.clone();
+        Ok(Self { deps, engine: Arc::new(engine), keep, retention, compaction })
     }
 
     /// Runs one metric once. Whatever happens, what is served stays exactly right.
@@ -129,7 +133,7 @@ impl Batch {
         meter: &Arc<Meter>,
         cancel: &CancellationToken,
     ) -> Result<Outcome, BatchError> {
-        let Some(sealed) = self.sealed(metric).await? else { return Ok(Outcome::Unchanged) };
+        let Some(sealed) = self.sealed(&metric.source).await? else { return Ok(Outcome::Unchanged) };
         match wanted {
             Wanted::Cover => self.cover(metric, &sealed, Aim::Cover, meter, cancel).await,
             Wanted::Rebuild { from, to } => {
@@ -174,7 +178,7 @@ impl Batch {
         }
         let mut targets = Vec::with_capacity(metric.views.len());
         for view in &metric.views {
-            targets.push(Arc::new(open::open(store, metric, view, &cut, &aim, clock.now()).await?));
+            targets.push(Arc::new(open::open(store, metric, view, sealed, &aim, clock.now()).await?));
         }
         match self.compute(metric, sealed, &targets, Mode::Write, meter, cancel).await {
             Ok(done) => {
@@ -193,20 +197,20 @@ impl Batch {
         }
     }
 
-    /// What is sealed of the metric's source; `None` if its topic does not exist.
-    async fn sealed(&self, metric: &Metric) -> Result<Option<Sealed>, BatchError> {
-        let topic = match self.deps.log.topic(&metric.source.topic).await {
+    /// What is sealed of a source; `None` if its topic does not exist.
+    pub(crate) async fn sealed(&self, source: &Source) -> Result<Option<Sealed>, BatchError> {
+        let topic = match self.deps.log.topic(&source.topic).await {
             Ok(topic) => topic,
             Err(LogError::NoTopic(_)) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let log = topic.log_id(&metric.source.name);
+        let log = topic.log_id(&source.name);
         Sealed::load(&*self.deps.store, log, topic.partitions).await.map(Some)
     }
 
     /// Whether something was sealed that the metric's views do not cover.
     pub(crate) async fn is_behind(&self, metric: &Metric) -> Result<bool, BatchError> {
-        let Some(sealed) = self.sealed(metric).await? else { return Ok(false) };
+        let Some(sealed) = self.sealed(&metric.source).await? else { return Ok(false) };
         let cut = sealed.cut();
         for view in &metric.views {
             let (_, state) = load_view(&*self.deps.store, &view.id).await?;
@@ -233,7 +237,7 @@ impl Batch {
         let from = if rebuilds { Cut::default() } else { published };
         let upto = cuts(|target| &target.opened.cut).reduce(|a, b| a.max(&b)).unwrap_or_default();
         let work = Work {
-            epochs: sealed.epochs(store, &from, &upto).await?,
+            segments: sealed.segments(store, &from, &upto).await?,
             store: Arc::clone(&self.deps.store),
             archive: Arc::clone(&self.deps.archive),
             engine: Arc::clone(&self.engine),
@@ -242,13 +246,22 @@ impl Batch {
             meter: Arc::clone(meter),
             mode,
         };
-        let done = tokio::select! {
-            biased;
-            () = cancel.cancelled() => return Err(BatchError::Cancelled),
-            done = self.engine.run(work.run()) => done?,
-        };
+        let done = self.on_engine(work.run(), cancel).await?;
         telemetry::read(&metric.name, &done);
         Ok(done)
+    }
+
+    /// Does work on batch's own runtime; it is dropped once `cancel` is.
+    pub(crate) async fn on_engine<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, BatchError>> + Send + 'static,
+        cancel: &CancellationToken,
+    ) -> Result<T, BatchError> {
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(BatchError::Cancelled),
+            done = self.engine.run(work) => done,
+        }
     }
 
     async fn publish(

@@ -5,7 +5,7 @@ use std::time::Duration;
 use lamina_core::Micros;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
-use crate::compute::Done;
+use crate::{archive::Cared, compute::Done};
 
 const RUNS: &str = "lamina_batch_runs_total";
 const ROWS: &str = "lamina_batch_rows_total";
@@ -18,6 +18,7 @@ const SECONDS: &str = "lamina_batch_run_seconds";
 const GENERATION: &str = "lamina_batch_generation";
 const COVERED: &str = "lamina_batch_covered_records";
 const PUBLISHED: &str = "lamina_batch_published_seconds";
+const FILES: &str = "lamina_batch_archive_files_total";
 const LEADER: &str = "lamina_batch_leader";
 
 /// Describes batch's metrics to the recorder that is installed.
@@ -34,7 +35,7 @@ pub(crate) fn describe_metrics() {
     describe_counter!(
         EVENTS,
         Unit::Count,
-        "Offsets of the epochs read, by metric and fate: folded, filtered, dead_lettered, duplicate, expired, without_record"
+        "Offsets of the epochs read, by metric and fate: folded, filtered, dead_lettered, duplicate, erased, expired, without_record"
     );
     describe_counter!(
         VIOLATIONS,
@@ -49,6 +50,11 @@ pub(crate) fn describe_metrics() {
         "Log offsets covered by a metric's published generation, over all partitions"
     );
     describe_gauge!(PUBLISHED, Unit::Seconds, "Unix time of a metric's last publication");
+    describe_counter!(
+        FILES,
+        Unit::Count,
+        "Files of the archive by what was done: merged, written, expired (by retention), removed"
+    );
     describe_gauge!(LEADER, Unit::Count, "1 while this process leads batch");
 }
 
@@ -69,6 +75,13 @@ pub(crate) fn read(metric: &str, done: &Done) {
 /// Counts a run that failed because something did not add up.
 pub(crate) fn violated(metric: &str) {
     counter!(VIOLATIONS, "metric" => metric.to_owned()).increment(1);
+}
+
+/// Counts what was done for the archive of a source.
+pub(crate) fn cared(source: &str, Cared { merged, written, let_go, removed }: Cared) {
+    for (action, count) in [("merged", merged), ("written", written), ("expired", let_go), ("removed", removed)] {
+        counter!(FILES, "source" => source.to_owned(), "action" => action).increment(count);
+    }
 }
 
 pub(crate) fn wrote(metric: &str, chunks: u64, expired: u64) {

@@ -33,6 +33,8 @@ pub struct ViewState {
     pub horizons: BTreeMap<Micros, Micros>,
     /// What recomputes and rollbacks replaced, the latest first: a rollback can return to it.
     pub kept: Vec<Kept>,
+    /// What must not be returned to, as some of it was erased. Its chunks stay a little longer, for readers.
+    pub barred: Vec<Kept>,
     /// Ranges of event time under bases that nothing refers to any more: their chunks can go.
     pub unused: Vec<(Range<Micros>, u32)>,
 }
@@ -206,9 +208,14 @@ impl ViewState {
         self.kept.iter().find(|kept| since(kept) <= at && at < kept.replaced_at)
     }
 
-    /// Keeps at most `most` of what was replaced after `replaced_since`; chunks that only the others refer to are noted as
-    /// unused. What an open generation returns to stays.
-    pub fn forget(&mut self, replaced_since: Micros, most: usize) {
+    /// From now on nothing that was replaced can be returned to.
+    pub fn bar(&mut self) {
+        self.barred.append(&mut self.kept);
+    }
+
+    /// Keeps at most `most` of what was replaced after `replaced_since`, and for readers all that was after `read_since`;
+    /// chunks that only the others refer to are noted as unused. What an open generation returns to stays.
+    pub fn forget(&mut self, replaced_since: Micros, read_since: Micros, most: usize) {
         let wanted = self.open.as_ref().and_then(|open| open.scope.rollback);
         let (mut kept, mut dropped) = (Vec::new(), Vec::new());
         for (at, one) in std::mem::take(&mut self.kept).into_iter().enumerate() {
@@ -216,8 +223,13 @@ impl ViewState {
             if stays { kept.push(one) } else { dropped.push(one) }
         }
         self.kept = kept;
-        let used: Vec<&Published> =
-            std::iter::once(&self.published).chain(self.kept.iter().map(|kept| &kept.published)).collect();
+        let (barred, over): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.barred).into_iter().partition(|barred| barred.replaced_at > read_since);
+        self.barred = barred;
+        dropped.extend(over);
+        let used: Vec<&Published> = std::iter::once(&self.published)
+            .chain(self.kept.iter().chain(&self.barred).map(|kept| &kept.published))
+            .collect();
         let unused = dropped.iter().flat_map(|dropped| only_in(&dropped.published, &used));
         for one in unused.collect::<Vec<_>>() {
             if !self.unused.contains(&one) {
@@ -378,11 +390,11 @@ mod tests {
     #[test]
     fn chunks_go_once_nothing_that_is_kept_refers_to_them() {
         let mut state = rebuilt(&rebuilt(&covered(&ViewState::default(), 10), 0..100, 20), 50..150, 30);
-        state.forget(15, 16);
+        state.forget(15, 15, 16);
         assert_eq!((state.kept.len(), state.unused.len()), (2, 0));
-        state.forget(20, 16);
+        state.forget(20, 20, 16);
         assert_eq!(state.unused, [(0..100, 0)], "base 0 is still in force elsewhere, or kept");
-        state.forget(30, 16);
+        state.forget(30, 30, 16);
         assert_eq!((state.kept.len(), &state.unused[1..]), (0, &[(50..100, 1), (100..150, 0)][..]));
     }
 

@@ -56,6 +56,8 @@ pub enum JobKind {
     Build,
     /// Returns to what a recompute replaced.
     Rollback,
+    /// Erases events from the archive and from all views.
+    Erase,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +82,10 @@ pub struct JobRequest {
     pub dry_run: bool,
     /// Of a rollback: the moment whose publication is wanted back. It fails without one.
     pub as_of: Option<Micros>,
+    /// Of an erasure: the source.
+    pub source: Option<String>,
+    /// Of an erasure: a filter over the source's events. It says about whom it is, so it is forgotten once that is done.
+    pub erase: Option<String>,
     pub reason: Option<String>,
 }
 
@@ -129,6 +135,7 @@ impl JobKind {
             Self::Recompute => "recompute",
             Self::Build => "build",
             Self::Rollback => "rollback",
+            Self::Erase => "erase",
         }
     }
 }

@@ -55,6 +55,8 @@ pub struct Counts {
     pub dead: u64,
     /// Records whose id had been seen within the dedup window.
     pub duplicates: u64,
+    /// Records that were erased from the archive on request: their rows say no more than that.
+    pub erased: u64,
     /// Offsets that hold no record: transaction markers, or what the log had already lost.
     pub absent: u64,
 }
@@ -62,7 +64,7 @@ pub struct Counts {
 impl Counts {
     /// Rows of the archive file: every record, whatever became of it.
     pub fn records(&self) -> u64 {
-        self.accepted + self.dead + self.duplicates
+        self.accepted + self.dead + self.duplicates + self.erased
     }
 
     pub fn offsets(&self) -> u64 {
@@ -73,6 +75,7 @@ impl Counts {
         self.accepted += other.accepted;
         self.dead += other.dead;
         self.duplicates += other.duplicates;
+        self.erased += other.erased;
         self.absent += other.absent;
     }
 }
@@ -265,7 +268,7 @@ mod tests {
                 Archive { path: String::new(), bytes: 0, checksum: 0, counts, event_time: None, last_record: None };
             ledger.seal(id, 20, archive, epoch(20), 0)
         };
-        let whole = Counts { accepted: 6, dead: 1, duplicates: 1, absent: 2 };
+        let whole = Counts { accepted: 6, dead: 1, duplicates: 1, erased: 0, absent: 2 };
         assert!(seal(whole).is_ok());
         for counts in [
             Counts { accepted: 5, ..whole },

@@ -8,6 +8,7 @@
 //! - What is not in the [`ledger`] does not exist.
 //! - This crate imports no other crate of lamina.
 
+pub mod archive;
 pub mod clock;
 pub mod cut;
 pub mod envelope;
@@ -28,6 +29,7 @@ pub mod conformance;
 #[cfg(test)]
 mod laws;
 
+pub use archive::{ArchiveError, Holdings, Segment};
 pub use clock::Clock;
 pub use cut::Cut;
 pub use generation::{Opened, Published, Scope, ViewState};

@@ -7,6 +7,9 @@
 //! - One row per record, in offset order: accepted, dead and duplicate ones alike.
 //! - [`accepted_events`] of a file gives the events that the speed layer folded, as long as the source stands unchanged.
 
+mod erase;
+mod file;
+
 use std::{collections::HashMap, sync::Arc};
 
 use arrow::{
@@ -19,6 +22,11 @@ use arrow::{
     error::ArrowError,
 };
 use lamina_core::{Offset, Partition, log::Record};
+
+pub use self::{
+    erase::{erase, passing, undecodable},
+    file::{read, writer},
+};
 
 use crate::{Decoded, Outcome, Source};
 
@@ -33,6 +41,9 @@ pub const ACCEPTED: u8 = 0;
 pub const DEAD: u8 = 1;
 /// `_outcome` of a record whose id had been seen within the dedup window.
 pub const DUPLICATE: u8 = 2;
+
+/// `_outcome` of a record that was erased on request: its row has no key, payload or event any more.
+pub const ERASED: u8 = 3;
 
 /// Schema of a source's archive files: `_partition`, `_offset`, `_epoch` (start of the epoch, constant within a file),
 /// `_appended_at`, `_outcome`, `_reason`, `_key`, `_payload`, then the source's event columns, NULL for dead records.
@@ -118,9 +129,14 @@ pub fn is_current(source: &Source, schema: &Schema) -> bool {
 /// # Errors
 /// If `rows` are not of an archive file.
 pub fn accepted_events(source: &Source, rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    events(source, rows, &[ACCEPTED])
+}
+
+/// The events of the rows with one of these outcomes.
+fn events(source: &Source, rows: &RecordBatch, wanted: &[u8]) -> Result<RecordBatch, ArrowError> {
     let outcomes = column(rows, "_outcome")?.as_primitive_opt::<UInt8Type>().ok_or_else(|| other_type("_outcome"))?;
-    let accepted: BooleanArray = outcomes.iter().map(|outcome| Some(outcome == Some(ACCEPTED))).collect();
-    let rows = filter_record_batch(rows, &accepted)?;
+    let wanted: BooleanArray = outcomes.values().iter().map(|outcome| Some(wanted.contains(outcome))).collect();
+    let rows = filter_record_batch(rows, &wanted)?;
     if !is_current(source, rows.schema_ref()) {
         return decode_again(source, &rows);
     }

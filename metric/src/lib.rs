@@ -42,7 +42,7 @@ pub use diagnostic::Diagnostic;
 pub use fold::ViewFold;
 pub use infer::infer;
 pub use metric::{Dimension, Metric, MetricError, Prepared, View};
-pub use select::SeriesFilter;
+pub use select::{EventFilter, SeriesFilter};
 pub use series::{DimensionValue, FastHash, OVERFLOW, Series};
 pub use source::Source;
 pub use state::{Layout, StateError, States, decode_states, encode_states};

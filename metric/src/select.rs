@@ -2,6 +2,7 @@
 //! functions, no arithmetic, no subqueries. [`condition`] reads it; DataFusion coerces its types and evaluates it.
 
 mod condition;
+mod events;
 mod pinned;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use datafusion::{
     common::DFSchema, execution::session_state::SessionStateBuilder, logical_expr::Expr, physical_expr::PhysicalExpr,
 };
 
+pub use self::events::EventFilter;
 use self::pinned::Pinned;
 use crate::{
     metric::{Dimension, Metric, View},

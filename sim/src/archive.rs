@@ -56,8 +56,17 @@ impl ObjectStore for SimArchive {
         one.get_opts(path, options).await
     }
 
-    fn delete_stream(&self, _: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        stream::empty().boxed()
+    fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        let port = self.0.clone();
+        let remove = move |path: Result<Path>| {
+            let port = port.clone();
+            async move {
+                let path = path?;
+                port.write(Effect::RemoveFile { path: path.to_string() }).await.map_err(unavailable)?;
+                Ok(path)
+            }
+        };
+        paths.then(remove).boxed()
     }
 
     fn list(&self, _: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {

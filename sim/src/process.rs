@@ -241,6 +241,8 @@ fn batch(
         lease: Duration::from_secs(6),
         retries: 3,
         keep: Duration::from_secs(3_600),
+        retention: lamina_batch::Retention::default(),
+        compaction: true,
     };
     async move { drop(lamina_batch::run(deps, config, stop).await) }
 }

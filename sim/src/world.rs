@@ -87,6 +87,7 @@ pub(crate) enum Effect {
     Commit { log: LogId, partition: Partition, change: Change },
     Document { kind: String, key: String, expected: u64, value: Option<Bytes> },
     File { path: String, bytes: Bytes, create: bool },
+    RemoveFile { path: String },
 }
 
 impl Effect {
@@ -123,6 +124,7 @@ impl Effect {
             Self::Commit { .. } => "commit",
             Self::Document { .. } => "document",
             Self::File { .. } => "put file",
+            Self::RemoveFile { .. } => "remove file",
         }
     }
 }
@@ -347,6 +349,7 @@ impl World {
                 }
                 self.files.insert(path.clone(), bytes.clone());
             }
+            Effect::RemoveFile { path } => drop(self.files.remove(path)),
         }
         Done::Written
     }

@@ -3,24 +3,15 @@
 //! A finished file can be gone on with: if a seal has to wait, the epoch takes in more records, and the file is written
 //! again with them.
 
-use std::sync::Arc;
-
 use arrow::{datatypes::SchemaRef, record_batch::RecordBatch};
 use bytes::Bytes;
 use lamina_core::Archive;
+use lamina_metric::archive;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, path::Path};
 use parquet::{
     arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
-    basic::{Compression, ZstdLevel},
     errors::ParquetError,
-    file::properties::WriterProperties,
-    schema::types::ColumnPath,
 };
-
-/// Rows of a row group: what a reader must hold at once.
-const ROW_GROUP: usize = 128 * 1024;
-/// Rows read at a time.
-const READ_ROWS: usize = 4096;
 
 /// Rows of one epoch on their way into a file.
 pub(crate) struct ArchiveFile {
@@ -70,10 +61,10 @@ impl ArchiveFile {
     fn writer(&mut self) -> Result<&mut ArrowWriter<Vec<u8>>, ParquetError> {
         let writer = match std::mem::replace(&mut self.state, State::Empty) {
             State::Writing(writer) => writer,
-            State::Empty => Box::new(new_writer(&self.schema)?),
+            State::Empty => Box::new(archive::writer(&self.schema)?),
             State::Finished(bytes) => {
-                let mut writer = Box::new(new_writer(&self.schema)?);
-                for rows in read_rows(bytes)? {
+                let mut writer = Box::new(archive::writer(&self.schema)?);
+                for rows in archive::read(bytes)? {
                     writer.write(&rows?)?;
                 }
                 writer
@@ -85,28 +76,6 @@ impl ArchiveFile {
             State::Empty | State::Finished(_) => Err(ParquetError::General("archive file is not being written".into())),
         }
     }
-}
-
-fn new_writer(schema: &SchemaRef) -> Result<ArrowWriter<Vec<u8>>, ParquetError> {
-    let properties = WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
-        .set_max_row_group_row_count(Some(ROW_GROUP))
-        // Payloads hardly ever repeat: a dictionary of them would only cost memory.
-        .set_column_dictionary_enabled(ColumnPath::from("_payload"), false)
-        .set_column_dictionary_enabled(ColumnPath::from("_offset"), false)
-        .build();
-    ArrowWriter::try_new(Vec::new(), Arc::clone(schema), Some(properties))
-}
-
-/// The rows of a file, in order, with the schema they were written under.
-pub(crate) fn read_rows(
-    file: Bytes,
-) -> Result<impl Iterator<Item = Result<RecordBatch, arrow::error::ArrowError>>, ParquetError> {
-    let file = ParquetRecordBatchReaderBuilder::try_new(file)?;
-    // The reader leaves the schema's metadata out of its batches; it says under which definition they were decoded.
-    let schema = Arc::clone(file.schema());
-    let rows = file.with_batch_size(READ_ROWS).build()?;
-    Ok(rows.map(move |rows| rows?.with_schema(Arc::clone(&schema))))
 }
 
 /// How many rows a file holds, as its footer says.

@@ -15,7 +15,7 @@ use lamina_core::{
     store,
     writer::{Resolved, stamps},
 };
-use lamina_metric::{Catalog, Source, accepted_events};
+use lamina_metric::{Catalog, Source, accepted_events, archive};
 use tracing::{error, warn};
 
 use crate::{
@@ -251,7 +251,7 @@ fn fold_file(catalog: &Catalog, source: &str, revision: u64, file: Bytes) -> Res
         Some(source) => source,
         None => return Err(FoldError::Broken(format!("source {source} is no longer defined"))),
     };
-    for rows in archive_file::read_rows(file)? {
+    for rows in archive::read(file)? {
         views.fold(&accepted_events(source, &rows?)?)?;
     }
     views.whole()

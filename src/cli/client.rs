@@ -103,6 +103,26 @@ pub(super) struct Rollback {
     server: Server,
 }
 
+/// Erase events for good, from the archive and all views.
+#[derive(clap::Args)]
+pub(super) struct Erase {
+    source: String,
+    /// SQL over the source's fields, e.g. "user = 'alice'"
+    #[arg(long = "where")]
+    filter: String,
+    /// Say what would be erased, and erase nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Kept with the job, other than the condition
+    #[arg(long)]
+    reason: Option<String>,
+    /// Return at once; Ctrl-C detaches, too
+    #[arg(long)]
+    no_wait: bool,
+    #[command(flatten)]
+    server: Server,
+}
+
 /// List jobs, or show or cancel one.
 #[derive(clap::Args)]
 pub(super) struct Jobs {
@@ -110,7 +130,7 @@ pub(super) struct Jobs {
     /// queued, running, succeeded, failed or cancelled
     #[arg(long)]
     state: Option<String>,
-    /// scheduled, recompute, build or rollback
+    /// scheduled, recompute, build, rollback or erase
     #[arg(long)]
     kind: Option<String>,
     #[arg(long, requires = "id")]
@@ -210,6 +230,15 @@ impl Rollback {
             body["as_of"] = as_of.into();
         }
         let path = ["v1", "metrics", &self.metric, "rollback"];
+        let job = queued(self.server.request(Method::POST, &path)?.json(&body)).await?;
+        follow(&self.server, &job, self.no_wait).await
+    }
+}
+
+impl Erase {
+    pub(super) async fn run(self) -> Done {
+        let body = json!({"where": self.filter, "dry_run": self.dry_run, "reason": self.reason});
+        let path = ["v1", "sources", &self.source, "erasures"];
         let job = queued(self.server.request(Method::POST, &path)?.json(&body)).await?;
         follow(&self.server, &job, self.no_wait).await
     }

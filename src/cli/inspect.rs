@@ -4,8 +4,10 @@ use std::{process::ExitCode, sync::Arc};
 
 use clap::Subcommand;
 use lamina_core::{
-    Cut, Epoch, Ledger, LogId, Micros, Partition, ViewId, generation, ledger::Archive, read, store::Consistency,
-    store::Part,
+    Cut, Ledger, LogId, Micros, Partition, Segment, ViewId, archive, generation,
+    ledger::Archive,
+    read,
+    store::{Consistency, Part},
 };
 use lamina_metric::{Ask, BatchChunk, Catalog, Metric, Numbers, Series, SpeedChunk, States, View, time::format_time};
 use serde_json::{Map, Value, json};
@@ -202,9 +204,9 @@ impl Looking {
         let mut range: Option<(Micros, Micros)> = None;
         for partition in partitions {
             let store = &self.node.backends.store;
-            let mut epochs: Vec<Epoch> = store.archived(&log, partition, 0..u64::MAX).await.map_err(failed)?;
-            epochs.extend(store.load(&log, partition, Consistency::Serial).await.map_err(failed)?.epochs);
-            let times = epochs.iter().filter_map(|epoch| epoch.archive.as_ref()?.event_time);
+            let ledger = store.load(&log, partition, Consistency::Serial).await.map_err(failed)?;
+            let files = archive::segments(&**store, &log, partition, &ledger, 0..u64::MAX).await.map_err(failed)?;
+            let times = files.iter().filter_map(Segment::event_time);
             range = times.chain(range).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
         }
         Ok(range)

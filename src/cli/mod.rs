@@ -50,6 +50,7 @@ enum Command {
     Recompute(client::Recompute),
     /// Return to what a recompute replaced
     Rollback(client::Rollback),
+    Erase(client::Erase),
     /// List jobs, or show, watch or cancel one
     Jobs(client::Jobs),
     /// When batch runs by itself; pause it, resume it, or run it now
@@ -101,6 +102,7 @@ pub fn run() -> ExitCode {
         Command::Freshness(command) => block_on(command.run()),
         Command::Recompute(command) => block_on(command.run()),
         Command::Rollback(command) => block_on(command.run()),
+        Command::Erase(command) => block_on(command.run()),
         Command::Jobs(command) => block_on(command.run()),
         Command::Schedule(command) => block_on(command.run()),
     };

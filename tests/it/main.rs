@@ -3,6 +3,7 @@
 // Helpers unwrap as tests do; clippy.toml only knows functions that are tests.
 #![allow(clippy::unwrap_used)]
 
+mod archive;
 mod arrows;
 mod audit;
 mod backends;

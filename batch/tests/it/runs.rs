@@ -95,6 +95,7 @@ async fn every_offset_that_a_run_read_has_one_fate() {
     let expected = [
         ("dead_lettered", 40),
         ("duplicate", 40),
+        ("erased", 0),
         ("expired", 18),
         ("filtered", 40),
         ("folded", 22),

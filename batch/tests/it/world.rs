@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use arrow::array::RecordBatch;
 use async_trait::async_trait;
 use bytes::Bytes;
 use lamina_batch::{Batch, BatchError, Config, Deps, Meter, Outcome, Wanted};
@@ -112,6 +113,8 @@ pub(crate) struct World {
     pub(crate) batch: Batch,
     /// By partition and start of the epoch, per view.
     epochs: Mutex<BTreeMap<(Partition, Offset), Vec<Folded>>>,
+    /// What was sealed, by the same.
+    sealed: Mutex<BTreeMap<(Partition, Offset), Vec<Event>>>,
 }
 
 pub(crate) fn topic() -> Topic {
@@ -133,14 +136,15 @@ impl World {
         let archive = Arc::new(InMemory::new());
         let deps = Deps {
             store: Arc::clone(&store) as _,
-            log: Arc::new(OnlyTopic),
+            log: Arc::new(OnlyTopic(Arc::clone(&store))),
             archive: Arc::clone(&archive) as _,
             catalog: watch::channel(catalog).1,
             clock: Arc::clone(&clock) as _,
         };
         let batch = Batch::new(deps.clone(), config).unwrap();
         let log = topic().log_id("edits");
-        Self { store, files: archive, clock, metric, log, deps, batch, epochs: Mutex::default() }
+        let (epochs, sealed) = (Mutex::default(), Mutex::default());
+        Self { store, files: archive, clock, metric, log, deps, batch, epochs, sealed }
     }
 
     /// Seals the next epoch of a partition.
@@ -148,15 +152,8 @@ impl World {
         let mut ledger = self.store.ledger(&self.log, partition);
         let start = ledger.sealed_end();
         let end = start + events.len() as u64;
-        let present = events.iter().enumerate().filter(|(_, event)| event.fate != Fate::Absent);
-        let record = |(at, event): (usize, &Event)| Record {
-            offset: start + at as u64,
-            appended_at: START,
-            key: None,
-            payload: Bytes::from(event.payload()),
-        };
-        let records: Vec<Record> = present.clone().map(record).collect();
-        let duplicates: Vec<bool> = present.map(|(_, event)| event.fate == Fate::Duplicate).collect();
+        self.sealed.lock().unwrap().insert((partition, start), events.to_vec());
+        let (records, duplicates) = records(start, events);
         let (archive, path) = self.write(partition, start, end, &records, &duplicates).await;
         let epoch = |start, end, archive| Epoch {
             id: EpochId::new(),
@@ -186,6 +183,40 @@ impl World {
         records: &[Record],
         duplicates: &[bool],
     ) -> (Archive, Path) {
+        let (rows, events) = self.fold(partition, start, records, duplicates);
+        let mut bytes = Vec::new();
+        let mut writer = ArrowWriter::try_new(&mut bytes, rows.schema(), None).unwrap();
+        writer.write(&rows).unwrap();
+        writer.close().unwrap();
+        let (checksum, size) = (crc32fast::hash(&bytes), bytes.len() as u64);
+        let path = Path::from(format!("edits/{partition}/{start}.parquet"));
+        self.files.put(&path, bytes.into()).await.unwrap();
+        let outcomes = rows.column_by_name("_outcome").unwrap();
+        let outcomes = arrow::array::AsArray::as_primitive::<arrow::datatypes::UInt8Type>(outcomes).values();
+        let count = |wanted: u8| outcomes.iter().filter(|outcome| **outcome == wanted).count() as u64;
+        let counts = Counts {
+            accepted: count(archive::ACCEPTED),
+            dead: count(archive::DEAD),
+            duplicates: count(archive::DUPLICATE),
+            erased: 0,
+            absent: end - start - records.len() as u64,
+        };
+        let times = events.column_by_name("_time").unwrap();
+        let times = arrow::array::AsArray::as_primitive::<arrow::datatypes::TimestampMicrosecondType>(times);
+        let event_time = times.values().iter().min().copied().zip(times.values().iter().max().copied());
+        let (named, last_record) = (path.to_string(), None);
+        let archive = Archive { path: named, bytes: size, checksum, counts, event_time, last_record };
+        (archive, path)
+    }
+
+    /// Folds the records of an epoch for the reference; gives their rows and accepted events.
+    fn fold(
+        &self,
+        partition: Partition,
+        start: Offset,
+        records: &[Record],
+        duplicates: &[bool],
+    ) -> (RecordBatch, RecordBatch) {
         let source = &self.metric.source;
         let pairs: Vec<(Offset, &[u8])> = records.iter().map(|record| (record.offset, &*record.payload)).collect();
         let decoded = source.decode(partition, &pairs);
@@ -205,28 +236,17 @@ impl World {
             rows.collect()
         });
         self.epochs.lock().unwrap().insert((partition, start), folds.collect());
-        let mut bytes = Vec::new();
-        let mut writer = ArrowWriter::try_new(&mut bytes, rows.schema(), None).unwrap();
-        writer.write(&rows).unwrap();
-        writer.close().unwrap();
-        let (checksum, size) = (crc32fast::hash(&bytes), bytes.len() as u64);
-        let path = Path::from(format!("edits/{partition}/{start}.parquet"));
-        self.files.put(&path, bytes.into()).await.unwrap();
-        let outcomes = rows.column_by_name("_outcome").unwrap();
-        let outcomes = arrow::array::AsArray::as_primitive::<arrow::datatypes::UInt8Type>(outcomes).values();
-        let count = |wanted: u8| outcomes.iter().filter(|outcome| **outcome == wanted).count() as u64;
-        let counts = Counts {
-            accepted: count(archive::ACCEPTED),
-            dead: count(archive::DEAD),
-            duplicates: count(archive::DUPLICATE),
-            absent: end - start - records.len() as u64,
-        };
-        let times = events.column_by_name("_time").unwrap();
-        let times = arrow::array::AsArray::as_primitive::<arrow::datatypes::TimestampMicrosecondType>(times);
-        let event_time = times.values().iter().min().copied().zip(times.values().iter().max().copied());
-        let (named, last_record) = (path.to_string(), None);
-        let archive = Archive { path: named, bytes: size, checksum, counts, event_time, last_record };
-        (archive, path)
+        (rows, events)
+    }
+
+    /// The reference forgets these events.
+    pub(crate) fn forget(&self, gone: impl Fn(&Event) -> bool) {
+        for (&(partition, start), events) in &*self.sealed.lock().unwrap() {
+            let fate = |event: &Event| if gone(event) { Fate::Absent } else { event.fate };
+            let left: Vec<Event> = events.iter().map(|event| Event { fate: fate(event), ..event.clone() }).collect();
+            let (records, duplicates) = records(start, &left);
+            self.fold(partition, start, &records, &duplicates);
+        }
     }
 
     /// Drops the epochs below the lowest published cut from the ledgers: they are in the manifest.
@@ -315,6 +335,18 @@ impl World {
     }
 }
 
+/// The records of events from this offset on, and which of them are duplicates.
+fn records(start: Offset, events: &[Event]) -> (Vec<Record>, Vec<bool>) {
+    let present = events.iter().enumerate().filter(|(_, event)| event.fate != Fate::Absent);
+    let record = |(at, event): (usize, &Event)| Record {
+        offset: start + at as u64,
+        appended_at: START,
+        key: None,
+        payload: Bytes::from(event.payload()),
+    };
+    present.map(|(at, event)| (record((at, event)), event.fate == Fate::Duplicate)).unzip()
+}
+
 struct Sums {
     states: States,
     rows: BTreeMap<(Series, Micros), usize>,
@@ -344,8 +376,8 @@ pub(crate) fn floor(at: Micros, width: Micros) -> Micros {
     at.div_euclid(width) * width
 }
 
-/// A log that only knows its topic.
-struct OnlyTopic;
+/// A log that only knows its topic, all of which is sealed.
+struct OnlyTopic(Arc<Memory>);
 
 #[async_trait]
 impl Log for OnlyTopic {
@@ -362,7 +394,8 @@ impl Log for OnlyTopic {
     }
 
     async fn spans(&self, _: &str) -> Result<BTreeMap<Partition, Span>, LogError> {
-        Err(LogError::Refused("batch does not read the log".to_owned()))
+        let end = |partition| self.0.ledger(&topic().log_id("edits"), partition).sealed_end();
+        Ok((0..PARTITIONS).map(|partition| (partition, Span { start: 0, end: end(partition) })).collect())
     }
 
     async fn read(&self, _: &str, _: Partition, _: Offset, _: usize) -> Result<(Vec<Record>, Offset), LogError> {

@@ -1,5 +1,4 @@
-//! `/v1/sources/{source}/epochs`: the sealed epochs of a source with their archive files, for whoever reads the archive
-//! besides lamina, and to check it.
+//! `/v1/sources/{source}/epochs`: the sealed epochs of a source, as they were sealed.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -35,8 +34,9 @@ struct PartitionEpochs {
     epochs: Vec<Epoch>,
 }
 
-/// The sealed epochs of a source, by partition in offset order, as ledger and manifest have them: offsets, archive file
-/// with size, CRC-32 and counts, range of event time. Times are Unix microseconds.
+/// The sealed epochs of a source, by partition in offset order, as ledger and manifest have them: who wrote them and when,
+/// offsets, and the archive file as it was sealed. Another may stand in its place by now: see `/archive`. Times are Unix
+/// microseconds.
 #[utoipa::path(get, path = "/v1/sources/{source}/epochs", tag = "operation",
     params(("source" = String, Path, description = "Name of the source"),
         ("from" = Option<String>, Query, description = "Only epochs with events at or after this time"),
@@ -48,14 +48,7 @@ async fn epochs(
     Path(source): Path<String>,
     Query(pairs): Query<BTreeMap<String, String>>,
 ) -> Result<Json<Value>, Problem> {
-    let mut range = Micros::MIN..Micros::MAX;
-    for (name, value) in &pairs {
-        match name.as_str() {
-            "from" => range.start = instant_of("from", value)?,
-            "to" => range.end = instant_of("to", value)?,
-            _ => return Err(Problem::parameter(name, "is not a parameter; there are from, to")),
-        }
-    }
+    let range = range(&pairs)?.unwrap_or(Micros::MIN..Micros::MAX);
     let source = app.source(&source)?;
     let partitions = partitions_of(&app, &source).await?;
     let mut found = Vec::with_capacity(partitions.all.len());
@@ -64,6 +57,19 @@ async fn epochs(
     }
     let found = serde_json::to_value(found).map_err(|error| Problem::internal(&error))?;
     Ok(Json(serde_json::json!({"source": source.name, "topic": source.topic, "partitions": found})))
+}
+
+/// The range of event time that a request names; `None` if it names neither end.
+pub(super) fn range(pairs: &BTreeMap<String, String>) -> Result<Option<Range<Micros>>, Problem> {
+    let mut range = Micros::MIN..Micros::MAX;
+    for (name, value) in pairs {
+        match name.as_str() {
+            "from" => range.start = instant_of("from", value)?,
+            "to" => range.end = instant_of("to", value)?,
+            _ => return Err(Problem::parameter(name, "is not a parameter; there are from, to")),
+        }
+    }
+    Ok((!pairs.is_empty()).then_some(range))
 }
 
 async fn of_partition(

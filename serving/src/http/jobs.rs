@@ -43,6 +43,7 @@ const KINDS: &[(&str, JobKind)] = &[
     ("recompute", JobKind::Recompute),
     ("build", JobKind::Build),
     ("rollback", JobKind::Rollback),
+    ("erase", JobKind::Erase),
 ];
 
 pub(super) fn routes() -> OpenApiRouter<App> {
@@ -141,6 +142,8 @@ pub(super) fn to_json(job: &Job) -> Value {
         "result": result,
         "request": {
             "metrics": job.request.metrics,
+            "source": job.request.source,
+            "where": job.request.erase,
             "from": time(job.request.from),
             "to": time(job.request.to),
             "dry_run": job.request.dry_run,
@@ -156,7 +159,7 @@ pub(super) fn to_json(job: &Job) -> Value {
 #[utoipa::path(get, path = "/v1/jobs", tag = "jobs",
     params(
         ("state" = Option<String>, Query, description = "queued, running, succeeded, failed or cancelled"),
-        ("kind" = Option<String>, Query, description = "scheduled, recompute, build or rollback"),
+        ("kind" = Option<String>, Query, description = "scheduled, recompute, build, rollback or erase"),
         ("limit" = Option<u32>, Query, description = "Most jobs; 100 if left out"),
         ("before" = Option<String>, Query, description = "Only jobs older than this id: the next page")
     ),

@@ -1,8 +1,10 @@
 //! The HTTP interface, a file per resource. Handlers check what came in, call the code that does the work, and answer.
 
+mod archive;
 mod definitions;
 mod docs;
 mod epochs;
+mod erasure;
 mod freshness;
 mod health;
 mod idempotency;
@@ -51,7 +53,9 @@ pub fn router(deps: Deps, config: &Config) -> Router {
         .merge(query::routes())
         .merge(ingest::routes())
         .merge(definitions::routes())
+        .merge(archive::routes())
         .merge(epochs::routes())
+        .merge(erasure::routes())
         .merge(recompute::routes())
         .merge(rollback::routes())
         .merge(jobs::routes())

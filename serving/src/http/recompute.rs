@@ -74,7 +74,7 @@ fn checked(app: &App, body: Body) -> Result<JobRequest, Problem> {
     let (from, to) = (instant("from", body.from)?, instant("to", body.to)?);
     match (from, to) {
         (Some(from), Some(to)) if from >= to => Err(Problem::parameter("to", "must lie after `from`")),
-        _ => Ok(JobRequest { metrics, from, to, dry_run: body.dry_run, as_of: None, reason: body.reason }),
+        _ => Ok(JobRequest { metrics, from, to, dry_run: body.dry_run, reason: body.reason, ..JobRequest::default() }),
     }
 }
 

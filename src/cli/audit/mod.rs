@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lamina_core::{Epoch, Micros, Offset, Partition};
+use lamina_core::{Micros, Offset, Partition, Segment};
 use lamina_metric::{Catalog, Length, Metric, MetricDefinition, Source, SourceDefinition, Versions, time::format_time};
 use object_store::ObjectStore;
 use reqwest::Method;
@@ -75,23 +75,23 @@ pub(super) struct Audit {
     server: Server,
 }
 
-/// A source's epochs, as the server tells them.
+/// The files of a source's archive, as the server tells them.
 #[derive(Debug, Deserialize)]
-struct Epochs {
-    partitions: Vec<PartitionEpochs>,
+struct Files {
+    partitions: Vec<PartitionFiles>,
 }
 
 #[derive(Debug, Deserialize)]
-struct PartitionEpochs {
+struct PartitionFiles {
     partition: Partition,
     sealed_end: Offset,
     holes: Vec<(Offset, Offset)>,
-    epochs: Vec<Epoch>,
+    files: Vec<Segment>,
 }
 
-impl Epochs {
-    fn all(&self) -> impl Iterator<Item = (Partition, &Epoch)> {
-        self.partitions.iter().flat_map(|one| one.epochs.iter().map(|epoch| (one.partition, epoch)))
+impl Files {
+    fn all(&self) -> impl Iterator<Item = (Partition, &Segment)> {
+        self.partitions.iter().flat_map(|one| one.files.iter().map(|file| (one.partition, file)))
     }
 }
 
@@ -107,9 +107,8 @@ struct Asked {
 }
 
 impl Asked {
-    fn touches(&self, epoch: &Epoch) -> bool {
-        let times = epoch.archive.as_ref().and_then(|archive| archive.event_time);
-        times.is_some_and(|(first, last)| first < self.bucket + self.width && last >= self.bucket)
+    fn touches(&self, file: &Segment) -> bool {
+        file.event_time().is_some_and(|(first, last)| first < self.bucket + self.width && last >= self.bucket)
     }
 
     fn place(&self) -> String {
@@ -160,8 +159,8 @@ impl Audit {
         report: &mut Report,
     ) -> Result<(), Failure> {
         let Some(source) = metrics.first().map(|metric| &metric.source) else { return Ok(()) };
-        let epochs = self.epochs(source, self.from.clone(), self.to.clone()).await?;
-        for one in &epochs.partitions {
+        let files = self.files(source, self.from.clone(), self.to.clone()).await?;
+        for one in &files.partitions {
             let hole = |&(from, to): &(Offset, Offset)| {
                 let what =
                     format!("offsets {from}..{to} of partition {} are in neither ledger nor manifest", one.partition);
@@ -169,9 +168,7 @@ impl Audit {
             };
             report.differences.extend(one.holes.iter().map(hole));
         }
-        report
-            .differences
-            .extend(epochs.all().filter_map(|(partition, epoch)| not_conserved(source, partition, epoch)));
+        report.differences.extend(files.all().filter_map(|(partition, file)| not_conserved(source, partition, file)));
         let bar = indicatif::ProgressBar::new(share as u64).with_message(format!("asking for {}", source.name));
         let mut asked: Vec<Asked> = Vec::new();
         for at in 0..share {
@@ -186,7 +183,7 @@ impl Audit {
                 let kept: Vec<_> = metric.widths().into_iter().map(|width| Length(width).to_string()).collect();
                 return Err(Failure::usage(format!("--step: {} keeps {}", metric.name, kept.join(", "))));
             };
-            let time = match sample::event_time(archive, &epochs, random).await {
+            let time = match sample::event_time(archive, &files, random).await {
                 Ok(Some(time)) => time,
                 Ok(None) => break,
                 Err(broken) => {
@@ -207,8 +204,8 @@ impl Audit {
         if asked.is_empty() {
             return Ok(());
         }
-        let epochs = self.sealed(source, &asked).await?;
-        let recomputed = recompute::recompute(archive, source, &asked, &epochs).await?;
+        let files = self.sealed(source, &asked).await?;
+        let recomputed = recompute::recompute(archive, source, &asked, &files).await?;
         judge(source, asked, recomputed, report)
     }
 
@@ -253,12 +250,12 @@ impl Audit {
         Ok(catalog)
     }
 
-    async fn epochs(&self, source: &Source, from: Option<String>, to: Option<String>) -> Result<Epochs, Failure> {
+    async fn files(&self, source: &Source, from: Option<String>, to: Option<String>) -> Result<Files, Failure> {
         let range = [("from", from), ("to", to)].into_iter().filter_map(|(name, at)| Some((name, at?)));
-        let request = self.server.request(Method::GET, &["v1", "sources", &source.name, "epochs"])?;
+        let request = self.server.request(Method::GET, &["v1", "sources", &source.name, "archive"])?;
         let answer = send(request.query(&range.collect::<Vec<_>>())).await?;
         serde_json::from_value(answer)
-            .map_err(|error| Failure::failed(format!("the server's epochs do not decode: {error}")))
+            .map_err(|error| Failure::failed(format!("the server's list of files does not decode: {error}")))
     }
 
     /// Asks for one bucket of a view, as a user would. What cannot be compared is noted.
@@ -307,8 +304,8 @@ impl Audit {
         Some(asked)
     }
 
-    /// The epochs that touch what was asked for, once all that the answers fold is sealed.
-    async fn sealed(&self, source: &Source, asked: &[Asked]) -> Result<Epochs, Failure> {
+    /// The files that touch what was asked for, once all that the answers fold is sealed.
+    async fn sealed(&self, source: &Source, asked: &[Asked]) -> Result<Files, Failure> {
         let from = asked.iter().map(|asked| asked.bucket).min().unwrap_or_default();
         let to = asked.iter().map(|asked| asked.bucket + asked.width).max().unwrap_or_default();
         let mut needed: BTreeMap<Partition, Offset> = BTreeMap::new();
@@ -318,10 +315,10 @@ impl Audit {
         }
         let began = Instant::now();
         loop {
-            let epochs = self.epochs(source, Some(format_time(from)), Some(format_time(to))).await?;
+            let files = self.files(source, Some(format_time(from)), Some(format_time(to))).await?;
             let behind =
-                epochs.partitions.iter().find(|one| needed.get(&one.partition).is_some_and(|at| one.sealed_end < *at));
-            let Some(behind) = behind else { return Ok(epochs) };
+                files.partitions.iter().find(|one| needed.get(&one.partition).is_some_and(|at| one.sealed_end < *at));
+            let Some(behind) = behind else { return Ok(files) };
             if began.elapsed() > Duration::from_secs(self.wait) {
                 return Err(Failure::failed(format!(
                     "partition {} of {} is sealed up to {} after {} s, the answers fold up to {}: is a speed worker running? (--wait)",
@@ -333,11 +330,11 @@ impl Audit {
     }
 }
 
-fn not_conserved(source: &Source, partition: Partition, epoch: &Epoch) -> Option<Difference> {
-    let (end, archive) = (epoch.end?, epoch.archive.as_ref()?);
-    let (length, found) = (end.saturating_sub(epoch.start), archive.counts.offsets());
+fn not_conserved(source: &Source, partition: Partition, file: &Segment) -> Option<Difference> {
+    let (start, end) = (file.start, file.end);
+    let (length, found) = (end.saturating_sub(start), file.archive.as_ref()?.counts.offsets());
     (length != found).then(|| {
-        let place = format!("epoch {}..{end} of partition {partition}", epoch.start);
+        let place = format!("file of {start}..{end} of partition {partition}");
         Difference::archive(&source.name, format!("{place} accounts for {found} of {length} offsets"))
     })
 }

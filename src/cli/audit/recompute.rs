@@ -7,20 +7,20 @@ use std::{
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch},
-    compute::filter_record_batch,
+    compute::{concat_batches, filter_record_batch, partition, sort_to_indices, take_record_batch},
     datatypes::{UInt8Type, UInt64Type},
     error::ArrowError,
 };
 use bytes::Bytes;
-use lamina_core::{Archive, Counts, Epoch, Micros, Offset, Partition};
+use lamina_core::{Archive, Counts, Micros, Offset, Partition, Segment};
 use lamina_metric::{
     Layout, Series, Source, States, ViewFold,
-    archive::{self, ACCEPTED, DUPLICATE},
+    archive::{self, ACCEPTED, DUPLICATE, ERASED},
 };
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
-use super::{Asked, Epochs, Failure};
+use super::{Asked, Failure, Files};
 
 /// Why an archive file cannot be used.
 pub(super) enum Broken {
@@ -54,26 +54,26 @@ pub(super) async fn recompute(
     archive: &dyn ObjectStore,
     source: &Arc<Source>,
     asked: &[Asked],
-    epochs: &Epochs,
+    files: &Files,
 ) -> Result<Recomputed, Failure> {
     let sums =
         asked.iter().map(|asked| Sums { states: States::new(&Layout::of(&asked.metric)), rows: BTreeMap::new() });
     let mut done = Recomputed { sums: sums.collect(), broken: Vec::new(), unknown: BTreeMap::new(), files: 0, rows: 0 };
     let folds: Vec<Fold> = asked.iter().map(Fold::of).collect();
-    let needed: Vec<(Partition, &Epoch, Vec<usize>)> = epochs
+    let needed: Vec<(Partition, &Segment, Vec<usize>)> = files
         .all()
-        .filter_map(|(partition, epoch)| {
+        .filter_map(|(partition, file)| {
             let folds = |asked: &Asked| {
-                asked.touches(epoch) && asked.positions.get(&partition).is_some_and(|end| epoch.start < *end)
+                asked.touches(file) && asked.positions.get(&partition).is_some_and(|end| file.start < *end)
             };
             let by: Vec<usize> = (0..asked.len()).filter(|&at| folds(&asked[at])).collect();
-            (!by.is_empty()).then_some((partition, epoch, by))
+            (!by.is_empty()).then_some((partition, file, by))
         })
         .collect();
     let bar = indicatif::ProgressBar::new(needed.len() as u64).with_message("reading the archive");
-    for (partition, epoch, by) in needed {
+    for (partition, file, by) in needed {
         bar.inc(1);
-        let Some(named) = epoch.archive.clone() else { continue };
+        let Some(named) = file.archive.clone() else { continue };
         done.files += 1;
         let file = match fetch(archive, &named).await {
             Ok(file) => file,
@@ -147,6 +147,25 @@ pub(super) fn read(path: &str, file: Bytes) -> Result<impl Iterator<Item = Resul
     Ok(rows.map(move |rows| rows?.with_schema(Arc::clone(&schema))))
 }
 
+/// The rows of a file by epoch, each epoch's in offset order.
+fn by_epoch(path: &str, file: Bytes) -> Result<Vec<RecordBatch>, Broken> {
+    let damaged = |error: ArrowError| Broken::Damaged(format!("archive file {path}: {error}"));
+    let rows = read(path, file)?.collect::<Result<Vec<_>, _>>().map_err(damaged)?;
+    let Some(first) = rows.first() else { return Ok(Vec::new()) };
+    let split = || -> Result<Vec<RecordBatch>, ArrowError> {
+        let all = concat_batches(first.schema_ref(), &rows)?;
+        let column = |rows: &RecordBatch, name: &str| {
+            let missing = || ArrowError::SchemaError(format!("column {name} is missing"));
+            rows.column_by_name(name).cloned().ok_or_else(missing)
+        };
+        let sorted = take_record_batch(&all, &sort_to_indices(&column(&all, "_offset")?, None, None)?)?;
+        let epochs = column(&sorted, "_epoch")?;
+        let ranges = partition(&[epochs])?.ranges();
+        Ok(ranges.into_iter().map(|range| sorted.slice(range.start, range.len())).collect())
+    };
+    split().map_err(damaged)
+}
+
 /// What an answer needs of a file.
 #[derive(Clone)]
 struct Fold {
@@ -173,9 +192,8 @@ fn fold_file(
 ) -> Result<(u64, Vec<Part>), Broken> {
     let damaged = |what: String| Broken::Damaged(format!("archive file {}: {what}", named.path));
     let (mut events, mut counts) = (Vec::new(), Counts::default());
-    for rows in read(&named.path, file)? {
-        let rows = rows.map_err(|error| damaged(error.to_string()))?;
-        events.push(decode(source, partition, &rows, &mut counts).map_err(damaged)?);
+    for epoch in by_epoch(&named.path, file)? {
+        events.push(decode(source, partition, &epoch, &mut counts).map_err(damaged)?);
     }
     if (Counts { absent: named.counts.absent, ..counts }) != named.counts {
         return Err(damaged(format!("its rows are {counts:?}, the ledger says {:?}", named.counts)));
@@ -189,18 +207,19 @@ fn fold_file(
     let mut parts = Vec::new();
     for ((_, view, upto), folds) in groups {
         let Some((_, Fold { metric, .. })) = folds.first() else { continue };
-        let mut fold = ViewFold::new(metric, &metric.views[view]);
         for events in &events {
+            // Each epoch has its own cap on series.
+            let mut fold = ViewFold::new(metric, &metric.views[view]);
             let events = below(events, upto).map_err(|error| damaged(error.to_string()))?;
             let prepared = metric.prepare(&events).map_err(|error| damaged(error.to_string()))?;
             fold.fold(&prepared).map_err(|error| damaged(error.to_string()))?;
-        }
-        for (_, chunk) in fold.whole() {
-            for (at, Fold { bucket, width, .. }) in &folds {
-                let within = |row: &usize| chunk.rows[*row].1.div_euclid(*width) * width == *bucket;
-                let rows: Vec<usize> = (0..chunk.rows.len()).filter(within).collect();
-                let series = rows.iter().map(|&row| chunk.series[chunk.rows[row].0 as usize].clone()).collect();
-                parts.push((*at, series, chunk.states.take(&rows)));
+            for (_, chunk) in fold.whole() {
+                for (at, Fold { bucket, width, .. }) in &folds {
+                    let within = |row: &usize| chunk.rows[*row].1.div_euclid(*width) * width == *bucket;
+                    let rows: Vec<usize> = (0..chunk.rows.len()).filter(within).collect();
+                    let series = rows.iter().map(|&row| chunk.series[chunk.rows[row].0 as usize].clone()).collect();
+                    parts.push((*at, series, chunk.states.take(&rows)));
+                }
             }
         }
     }
@@ -227,6 +246,7 @@ fn decode(
                 records.push((offsets.value(row), payloads.value(row)));
             }
             DUPLICATE => counts.duplicates += 1,
+            ERASED => counts.erased += 1,
             _ => counts.dead += 1,
         }
     }

@@ -9,7 +9,7 @@ use lamina_metric::archive::ACCEPTED;
 use object_store::ObjectStore;
 
 use super::{
-    Epochs,
+    Files,
     recompute::{Broken, fetch, read},
 };
 
@@ -38,18 +38,18 @@ impl Random {
 /// The event time of an accepted event, each as likely as any other; `None` if there is none.
 pub(super) async fn event_time(
     archive: &dyn ObjectStore,
-    epochs: &Epochs,
+    files: &Files,
     random: &mut Random,
 ) -> Result<Option<Micros>, Broken> {
-    let accepted = |epoch: &lamina_core::Epoch| epoch.archive.as_ref().map_or(0, |archive| archive.counts.accepted);
-    let total: u64 = epochs.all().map(|(_, epoch)| accepted(epoch)).sum();
+    let accepted = |file: &lamina_core::Segment| file.counts().accepted;
+    let total: u64 = files.all().map(|(_, file)| accepted(file)).sum();
     let mut number = random.below(usize::try_from(total).unwrap_or(usize::MAX)) as u64;
-    for (_, epoch) in epochs.all() {
-        if number >= accepted(epoch) {
-            number -= accepted(epoch);
+    for (_, file) in files.all() {
+        if number >= accepted(file) {
+            number -= accepted(file);
             continue;
         }
-        let Some(named) = &epoch.archive else { continue };
+        let Some(named) = &file.archive else { continue };
         let file = fetch(archive, named).await?;
         for rows in read(&named.path, file)? {
             let damaged = |what: &str| Broken::Damaged(format!("archive file {}: {what}", named.path));
