@@ -54,10 +54,16 @@ pub(crate) async fn compare(
         let key = (chunk.series.clone(), chunk.period);
         pairs.entry(key).or_default().1 = Some(chunk);
     }
+    let series: Vec<&Series> = pairs.keys().map(|(series, _)| series).collect();
+    let kept_from = target.kept_from(rollup.width(), periods.start, &series)?;
     let judge = Judge::new(metric);
     let mut changes = Changes::default();
     let mut last = None;
-    for ((series, _), (stands, comes)) in pairs {
+    for (((series, period), (stands, comes)), kept_from) in pairs.into_iter().zip(kept_from) {
+        // Past retention nothing is served, whether or not the chunk is gone yet.
+        if period < kept_from {
+            continue;
+        }
         // A run that was not published got further with this chunk: it is not comparable.
         if stands.as_ref().is_some_and(|row| !target.published.cut.reaches(&row.cut)) {
             continue;

@@ -72,6 +72,8 @@ pub enum BatchError {
         #[source]
         cause: ChunkError,
     },
+    #[error("rules of expiry cannot be judged: {0}")]
+    Rules(String),
     #[error(transparent)]
     Generation(#[from] GenerationError),
     #[error("state of view {0} kept changing")]

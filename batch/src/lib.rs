@@ -15,6 +15,7 @@ mod compare;
 mod compute;
 mod context;
 mod error;
+mod expiry;
 mod files;
 mod fold;
 mod job;

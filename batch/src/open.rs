@@ -1,6 +1,6 @@
 //! Opening, publishing and giving up generations: the only places where a run changes the state of a view.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use lamina_core::{
     Commit, Cut, LogId, Micros, Offset, Opened, Partition, Published, Scope, Store, StoreError,
@@ -48,10 +48,11 @@ pub(crate) struct Target {
     /// What chunks are extended from: what readers use meanwhile, or what is returned to.
     pub(crate) published: Published,
     pub(crate) opened: Opened,
-    /// Per width that is not kept for ever, how long it is.
-    pub(crate) retention: BTreeMap<Micros, Micros>,
+    pub(crate) metric: Arc<Metric>,
     /// Per width, the event time below which nothing is written.
     pub(crate) horizons: BTreeMap<Micros, Micros>,
+    /// Per width and rule, that below which nothing of matching series is.
+    pub(crate) rule_horizons: BTreeMap<Micros, BTreeMap<usize, Micros>>,
 }
 
 impl Target {
@@ -61,11 +62,10 @@ impl Target {
     }
 }
 
-/// The horizon that retention gives at `now`: a whole chunk is dropped once all its buckets are past.
-pub(crate) fn horizon(metric: &Metric, width: Micros, now: Micros) -> Option<Micros> {
-    let kept = *metric.retention.get(&width)?;
+/// The horizon of what is `kept` so long, at `now`: a whole chunk is dropped once all its buckets are past.
+fn horizon(width: Micros, kept: Micros, now: Micros) -> Micros {
     let period = period(width);
-    Some(now.saturating_sub(kept).div_euclid(period).saturating_mul(period))
+    now.saturating_sub(kept).div_euclid(period).saturating_mul(period)
 }
 
 /// Whether a run has anything to do for this view, short of raising horizons.
@@ -77,7 +77,7 @@ pub(crate) fn is_current(state: &ViewState, cut: &Cut) -> bool {
 /// Opens the next generation of a view, up to what is sealed, and raises its horizons: from now on nothing below is served.
 pub(crate) async fn open(
     store: &dyn Store,
-    metric: &Metric,
+    metric: &Arc<Metric>,
     view: &View,
     sealed: &Sealed,
     aim: &Aim,
@@ -86,14 +86,14 @@ pub(crate) async fn open(
     for _ in 0..ATTEMPTS {
         let (version, state) = load_view(store, &view.id).await?;
         let (mut next, opened) = state.begin(sealed.cut(), aim.scope(&state), now)?;
-        raise(metric, &mut next, now);
+        raise(metric, view, &mut next, now);
         begin_above(metric, &mut next, sealed.gone_through);
         let published = next.origin(&opened)?;
         match save_view(store, &view.id, version, &next).await {
             Ok(Commit::Applied) => {
-                let retention = metric.retention.clone();
-                let horizons = next.horizons;
-                return Ok(Target { view: view.clone(), published, opened, retention, horizons });
+                let ViewState { horizons, rule_horizons, .. } = next;
+                let (view, metric) = (view.clone(), Arc::clone(metric));
+                return Ok(Target { view, published, opened, metric, horizons, rule_horizons });
             }
             // An unknown outcome may have opened a generation, and another leader may have opened the very same: the
             // next one is surely ours.
@@ -155,7 +155,7 @@ pub(crate) async fn tidy(
 ) -> Result<(), BatchError> {
     let change = |state: &ViewState| {
         let mut next = state.clone();
-        raise(metric, &mut next, now);
+        raise(metric, view, &mut next, now);
         let read_since = now.saturating_sub(LEAST_KEPT);
         next.forget(replaced_since.min(read_since), read_since, MOST_KEPT);
         next
@@ -220,10 +220,13 @@ fn begin_above(metric: &Metric, state: &mut ViewState, gone_through: Option<Micr
     }
 }
 
-fn raise(metric: &Metric, state: &mut ViewState, now: Micros) {
-    for width in metric.widths() {
-        if let Some(horizon) = horizon(metric, width, now) {
-            state.raise_horizon(width, horizon);
+fn raise(metric: &Metric, view: &View, state: &mut ViewState, now: Micros) {
+    for (&width, &kept) in &metric.retention {
+        state.raise_horizon(width, horizon(width, kept, now));
+    }
+    for (at, rule) in metric.expire.iter().enumerate().filter(|(_, rule)| rule.concerns(view)) {
+        for (&width, &kept) in &rule.kept {
+            state.raise_rule_horizon(width, at, horizon(width, kept, now));
         }
     }
 }

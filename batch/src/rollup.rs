@@ -100,7 +100,7 @@ impl Rollup {
         named: &Named,
         window: &Range<Micros>,
     ) -> Result<(), BatchError> {
-        let (rows, places) = self.wanted(groups, named, window);
+        let (rows, places) = self.wanted(groups, named, window)?;
         let unknown: HashSet<Place, FastHash> =
             places.iter().filter(|place| !self.chunks.contains_key(place)).copied().collect();
         self.load(store, unknown).await?;
@@ -125,8 +125,14 @@ impl Rollup {
     }
 
     /// The rows that the published generation does not cover, with the chunk of each.
-    fn wanted(&mut self, groups: &Groups, named: &Named, window: &Range<Micros>) -> (Vec<usize>, Vec<Place>) {
-        let horizon = self.target.horizons.get(&self.width).copied();
+    fn wanted(
+        &mut self,
+        groups: &Groups,
+        named: &Named,
+        window: &Range<Micros>,
+    ) -> Result<(Vec<usize>, Vec<Place>), BatchError> {
+        let earliest = groups.buckets.iter().min().map_or(Micros::MAX, |&bucket| floor(bucket, self.period));
+        let kept_from = self.target.kept_from(self.width, earliest, &named.series.iter().collect::<Vec<_>>())?;
         let (mut rows, mut places) = (Vec::new(), Vec::new());
         let mut numbers: Vec<Option<Number>> = vec![None; named.series.len()];
         for (row, &series) in named.of_row.iter().enumerate() {
@@ -138,7 +144,7 @@ impl Rollup {
             if above || !window.contains(&bucket) || (covered && !self.target.opened.rebuilds(start)) {
                 continue;
             }
-            if horizon.is_some_and(|horizon| start < horizon) {
+            if start < kept_from[series as usize] {
                 self.expired += if covered { 0 } else { groups.states.count(row) };
                 continue;
             }
@@ -147,7 +153,7 @@ impl Rollup {
             rows.push(row);
             places.push((number, start));
         }
-        (rows, places)
+        Ok((rows, places))
     }
 
     fn number(&mut self, series: &Series) -> Number {
@@ -241,7 +247,10 @@ impl Rollup {
     /// Writes chunks of this rollup; all are acknowledged when this returns.
     pub(crate) async fn write(&self, store: &dyn Store, chunks: &[Chunk]) -> Result<(), BatchError> {
         for chunks in chunks.chunks(WRITTEN_TOGETHER * PARALLEL) {
-            let rows = chunks.iter().map(|chunk| self.row(chunk)).collect::<Result<Vec<_>, _>>()?;
+            let series: Vec<&Series> = chunks.iter().map(|chunk| &chunk.series).collect();
+            let kept = self.target.kept_for(self.width, &series)?;
+            let rows = chunks.iter().zip(kept).map(|(chunk, kept)| self.row(chunk, kept));
+            let rows = rows.collect::<Result<Vec<_>, _>>()?;
             let writes: Vec<_> = rows.chunks(WRITTEN_TOGETHER).map(|rows| BatchChunks::put(store, rows)).collect();
             let written = stream::iter(writes).buffer_unordered(PARALLEL).try_collect::<()>().await;
             if rules::on(Rule::PublishAfterChunks) {
@@ -251,9 +260,9 @@ impl Rollup {
         Ok(())
     }
 
-    fn row(&self, chunk: &Chunk) -> Result<BatchRow, BatchError> {
+    /// As it is stored; `kept` is for how long.
+    fn row(&self, chunk: &Chunk, kept: Option<Micros>) -> Result<BatchRow, BatchError> {
         let target = &self.target;
-        let kept = target.retention.get(&self.width);
         let base = if target.opened.rebuilds(chunk.period) {
             target.opened.base
         } else {
@@ -267,7 +276,7 @@ impl Rollup {
             period: chunk.period,
             series: bytes::Bytes::copy_from_slice(chunk.series.as_bytes()),
         };
-        let ends = |kept: &Micros| chunk.period.saturating_add(self.period).saturating_add(*kept).saturating_add(GRACE);
+        let ends = |kept: Micros| chunk.period.saturating_add(self.period).saturating_add(kept).saturating_add(GRACE);
         Ok(BatchRow {
             key,
             generation: target.opened.generation,

@@ -314,13 +314,13 @@ impl Batch {
     ) -> Result<Outcome, BatchError> {
         let mut targets = Vec::with_capacity(metric.views.len());
         for view in &metric.views {
-            let (_, ViewState { published, last_generation, horizons, .. }) =
+            let (_, ViewState { published, last_generation, horizons, rule_horizons, .. }) =
                 load_view(&*self.deps.store, &view.id).await?;
             let scope = Scope { rebuild: Some(range.clone()), rollback: None };
             let cut = published.cut.clone();
             let opened = Opened { generation: last_generation, cut, stamp: 0, scope, base: 0 };
-            let retention = metric.retention.clone();
-            targets.push(Arc::new(Target { view: view.clone(), published, opened, retention, horizons }));
+            let (view, metric) = (view.clone(), Arc::clone(metric));
+            targets.push(Arc::new(Target { view, published, opened, metric, horizons, rule_horizons }));
         }
         let done = self.compute(metric, sealed, &targets, Mode::Compare, meter, cancel).await?;
         let Changes { buckets, series, chunks, examples } = done.changes;

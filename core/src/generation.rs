@@ -37,6 +37,9 @@ pub struct ViewState {
     pub barred: Vec<Kept>,
     /// Ranges of event time under bases that nothing refers to any more: their chunks can go.
     pub unused: Vec<(Range<Micros>, u32)>,
+    /// Per width and rule of expiry (by index), the event time below which nothing of the series that match it is served or
+    /// written. Only rise. The rules of a version never change.
+    pub rule_horizons: BTreeMap<Micros, BTreeMap<usize, Micros>>,
 }
 
 /// A publication that a recompute or a rollback replaced.
@@ -243,6 +246,20 @@ impl ViewState {
         let horizon = self.horizons.entry(width).or_insert(to);
         *horizon = (*horizon).max(to);
     }
+
+    /// Raises the horizon of a width for the series that match a rule.
+    pub fn raise_rule_horizon(&mut self, width: Micros, rule: usize, to: Micros) {
+        let horizon = self.rule_horizons.entry(width).or_default().entry(rule).or_insert(to);
+        *horizon = (*horizon).max(to);
+    }
+
+    /// Whether a horizon of a width lies higher here than in `before`.
+    pub fn rose_since(&self, before: &Self, width: Micros) -> bool {
+        let rules = |state: &Self| state.rule_horizons.get(&width).cloned().unwrap_or_default();
+        let (then, now) = (rules(before), rules(self));
+        self.horizons.get(&width) > before.horizons.get(&width)
+            || now.iter().any(|(rule, at)| Some(at) > then.get(rule))
+    }
 }
 
 impl Published {
@@ -396,6 +413,28 @@ mod tests {
         assert_eq!(state.unused, [(0..100, 0)], "base 0 is still in force elsewhere, or kept");
         state.forget(30, 30, 16);
         assert_eq!((state.kept.len(), &state.unused[1..]), (0, &[(50..100, 1), (100..150, 0)][..]));
+    }
+
+    #[test]
+    fn horizons_only_rise_and_each_that_did_is_seen() {
+        let mut state = ViewState::default();
+        state.raise_horizon(60, 100);
+        state.raise_rule_horizon(60, 1, 200);
+        let before = state.clone();
+        state.raise_horizon(60, 50);
+        state.raise_rule_horizon(60, 1, 150);
+        assert!(state == before && !state.rose_since(&before, 60));
+        let raises: [fn(&mut ViewState); 3] = [
+            |state| state.raise_horizon(60, 101),
+            |state| state.raise_rule_horizon(60, 1, 201),
+            |state| state.raise_rule_horizon(60, 0, -5),
+        ];
+        for raise in raises {
+            let mut after = state.clone();
+            raise(&mut after);
+            assert!(after.rose_since(&before, 60) && !before.rose_since(&after, 60));
+            assert!(!after.rose_since(&before, 10), "another width did not");
+        }
     }
 
     #[test]

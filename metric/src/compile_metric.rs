@@ -13,7 +13,7 @@ use crate::{
     metric::{Dimension, Metric, Parts, View},
     reading::{Draft, Places},
     source::Source,
-    time::{DAY, Length, SECOND},
+    time::{DAY, SECOND},
 };
 
 const DEFAULT_SHARDS: u32 = 4;
@@ -62,21 +62,14 @@ pub(crate) fn compile_metric(
         }
     };
     let compiled = compiler.expressions(&source.schema(), &asked);
+    let dimensions = compiled.as_ref().map(|(expressions, _)| dimensions(&definition, expressions)).unwrap_or_default();
+    let expire = if compiled.is_some() { compiler.rules(&dimensions) } else { Vec::new() };
     if problems.count() > before {
         return None;
     }
     let (expressions, inputs) = compiled?;
     let aggregates = asked.into_iter().map(|(aggregate, _)| aggregate).collect();
     let value_type = value_type(expressions.value.as_ref());
-    let dimensions: Vec<Dimension> = definition
-        .dimensions
-        .iter()
-        .zip(&expressions.dimensions)
-        .map(|(dimension, sql)| Dimension {
-            name: dimension.name().to_owned(),
-            data_type: dimension_type(sql.data_type()),
-        })
-        .collect();
     let parts = Parts::new(&source.schema(), expressions, inputs, &dimensions, value_type).ok()?;
     let views = views(&name.value, version, &definition, groupings);
     let rollups = definition.rollups.iter().map(|width| width.0).collect();
@@ -93,6 +86,7 @@ pub(crate) fn compile_metric(
         value_type,
         rollups,
         retention,
+        expire,
         views,
         parts,
         definition,
@@ -111,7 +105,7 @@ pub(crate) struct Expressions {
 type Asked = Vec<(Aggregate, Option<(String, String)>)>;
 
 impl Compiler<'_, '_> {
-    fn note(&mut self, path: &str, problem: Problem) {
+    pub(crate) fn note(&mut self, path: &str, problem: Problem) {
         self.problems.add(self.places.of(path), problem);
     }
 
@@ -150,20 +144,9 @@ impl Compiler<'_, '_> {
             finer = *width;
         }
         for (width, kept) in &self.definition.retention {
-            if *width != grain && !self.definition.rollups.contains(width) {
-                let widths: Vec<String> =
-                    std::iter::once(&grain).chain(&self.definition.rollups).map(Length::to_string).collect();
-                let message = format!("retention for {width}, which is neither the grain nor a rollup");
-                self.note(
-                    &format!("retention.{width}"),
-                    Problem::new(message, format!("widths are {}", widths.join(", "))),
-                );
-            } else if kept < width {
-                let message = format!("buckets of {width} cannot be kept for only {kept}");
-                let help = "keep them for at least their own width";
-                self.note(&format!("retention.{width}.kept"), Problem::new(message, help));
-            }
+            self.check_kept("", *width, *kept);
         }
+        self.check_expire();
     }
 
     fn check_limits(&mut self) {
@@ -372,6 +355,14 @@ fn dimension_type(kind: &DataType) -> DataType {
         DataType::Int64 | DataType::Float64 | DataType::Boolean => kind.clone(),
         _ => DataType::Utf8,
     }
+}
+
+fn dimensions(definition: &MetricDefinition, expressions: &Expressions) -> Vec<Dimension> {
+    let typed = definition.dimensions.iter().zip(&expressions.dimensions).map(|(dimension, sql)| Dimension {
+        name: dimension.name().to_owned(),
+        data_type: dimension_type(sql.data_type()),
+    });
+    typed.collect()
 }
 
 fn views(name: &str, version: u32, definition: &MetricDefinition, groupings: Vec<Vec<usize>>) -> Vec<View> {

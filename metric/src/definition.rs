@@ -125,6 +125,23 @@ pub struct MetricDefinition {
     pub max_series: Option<u32>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub retention: BTreeMap<Length, Length>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expire: Vec<ExpireDefinition>,
+}
+
+/// `[[metric.NAME.expire]]`: series that are kept for less than the others. Either `after` or `retention` is given.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpireDefinition {
+    /// A condition over the metric's dimensions, as in queries.
+    #[serde(rename = "where")]
+    pub filter: String,
+    /// How long, in every rollup that is kept for longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Length>,
+    /// How long, by rollup.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub retention: BTreeMap<Length, Length>,
 }
 
 impl SourceDefinition {

@@ -17,6 +17,7 @@ mod compile_source;
 pub mod decode;
 pub mod definition;
 pub mod diagnostic;
+pub mod expiry;
 pub mod expression;
 pub mod fold;
 pub mod infer;
@@ -37,8 +38,11 @@ pub use archive::{accepted_events, archive_schema};
 pub use catalog::{Catalog, Versions};
 pub use chunk::{BatchChunk, ChunkError, SpeedChunk};
 pub use decode::{Decoded, IngestRecord, Outcome};
-pub use definition::{DimensionDefinition, FieldType, Format, MetricDefinition, Ordered, SourceDefinition, TimeUnit};
+pub use definition::{
+    DimensionDefinition, ExpireDefinition, FieldType, Format, MetricDefinition, Ordered, SourceDefinition, TimeUnit,
+};
 pub use diagnostic::Diagnostic;
+pub use expiry::Expiry;
 pub use fold::ViewFold;
 pub use infer::infer;
 pub use metric::{Dimension, Metric, MetricError, Prepared, View};

@@ -12,7 +12,7 @@ use datafusion::common::DataFusionError;
 use lamina_core::{Micros, Offset, Shard, ViewId};
 
 use crate::{
-    Aggregate, MetricDefinition, Source, ValueType,
+    Aggregate, Expiry, MetricDefinition, Source, ValueType,
     compile_metric::{Expressions, bucket, prepared_schema},
     expression::{Expression, to_canonical},
     text::to_text,
@@ -75,6 +75,8 @@ pub struct Metric {
     pub rollups: Vec<Micros>,
     /// Width → how long its buckets are kept; absent = for ever.
     pub retention: BTreeMap<Micros, Micros>,
+    /// Series that are kept for less, in the order of the definition.
+    pub expire: Vec<Expiry>,
     /// The full set of dimensions, then the groupings in order, last the total (unless the full set is empty).
     pub views: Vec<View>,
     pub(crate) parts: Parts,
@@ -224,11 +226,11 @@ impl Metric {
         std::iter::once(self.grain).chain(self.rollups.iter().copied()).collect()
     }
 
-    /// The smallest view that holds all these dimensions.
+    /// The views that hold all these dimensions, the smallest first.
     ///
     /// # Errors
     /// If a name is not a dimension.
-    pub fn view_for(&self, columns: &[&str]) -> Result<&View, MetricError> {
+    pub fn views_for(&self, columns: &[&str]) -> Result<Vec<&View>, MetricError> {
         let unknown = |name: &str| MetricError::UnknownDimension {
             metric: self.name.clone(),
             name: name.to_owned(),
@@ -239,8 +241,9 @@ impl Metric {
         };
         let wanted: Vec<usize> = columns.iter().map(index).collect::<Result<_, _>>()?;
         let holds = |view: &&View| wanted.iter().all(|column| view.dimensions.contains(column));
-        let smallest = self.views.iter().filter(holds).min_by_key(|view| view.dimensions.len());
-        smallest.ok_or_else(|| unknown(columns.first().copied().unwrap_or_default()))
+        let mut views: Vec<&View> = self.views.iter().filter(holds).collect();
+        views.sort_by_key(|view| view.dimensions.len());
+        Ok(views)
     }
 
     /// Equal for metrics that fold the same events in the same way: the metric's definition and its source's.

@@ -7,7 +7,9 @@ use std::{collections::BTreeMap, ops::Range};
 use toml::{Spanned, de::DeValue};
 
 use crate::{
-    definition::{DimensionDefinition, FieldType, Format, MetricDefinition, Ordered, SourceDefinition, TimeUnit},
+    definition::{
+        DimensionDefinition, ExpireDefinition, FieldType, Format, MetricDefinition, Ordered, SourceDefinition, TimeUnit,
+    },
     diagnostic::{Problem, Problems},
     time::Length,
     toml_table::{At, Table, length_of, text_of},
@@ -224,13 +226,9 @@ pub(crate) fn read_metric(
     let rollups = rollups.collect();
     let shards = t.number("shards", problems).map(|shards| places.keep("shards", shards));
     let max_series = t.number("max_series", problems).map(|most| most.value);
-    let mut retention = BTreeMap::new();
-    for (width, kept) in t.entries("retention", problems) {
-        if let (Some(width), Some(kept)) = (length_of(width, problems), length_of(kept, problems)) {
-            let width = places.keep(format!("retention.{}", width.value), width);
-            retention.insert(width, places.keep(format!("retention.{width}.kept"), kept));
-        }
-    }
+    let retention = read_retention(t, "", &mut places, problems);
+    let rules = t.tables("expire", problems).into_iter().enumerate();
+    let expire = rules.map(|(i, rule)| read_expire(rule, i, &mut places, problems)).collect();
     table.finish(problems);
     let definition = MetricDefinition {
         description,
@@ -245,8 +243,47 @@ pub(crate) fn read_metric(
         shards,
         max_series,
         retention,
+        expire,
     };
     Draft { name, definition, places }
+}
+
+/// How long buckets of each width are kept; `path` is what the table stands in.
+fn read_retention(
+    table: &mut Table<'_, '_>,
+    path: &str,
+    places: &mut Places,
+    problems: &mut Problems<'_>,
+) -> BTreeMap<Length, Length> {
+    let mut retention = BTreeMap::new();
+    for (width, kept) in table.entries("retention", problems) {
+        if let (Some(width), Some(kept)) = (length_of(width, problems), length_of(kept, problems)) {
+            let width = places.keep(format!("{path}retention.{}", width.value), width);
+            retention.insert(width, places.keep(format!("{path}retention.{width}.kept"), kept));
+        }
+    }
+    retention
+}
+
+fn read_expire(
+    mut table: Table<'_, '_>,
+    at: usize,
+    places: &mut Places,
+    problems: &mut Problems<'_>,
+) -> ExpireDefinition {
+    let path = format!("expire[{at}].");
+    places.keep(format!("expire[{at}]"), At::new((), table.span.clone()));
+    let help = "say which series by their dimensions, as in where = \"tier = 'free'\"";
+    let filter = table.required("where", help, problems).map(|filter| places.keep(format!("{path}where"), filter));
+    let after = table.length("after", problems).map(|after| places.keep(format!("{path}after"), after));
+    let retention = read_retention(&mut table, &path, places, problems);
+    if table.has("after") == table.has("retention") {
+        let message = format!("{} needs either `after` or `retention`", table.name);
+        let help = "`after` is for all rollups, as in after = \"7d\"; a table `retention` says it by rollup";
+        problems.add(table.span.clone(), Problem::new(message, help));
+    }
+    table.finish(problems);
+    ExpireDefinition { filter: filter.unwrap_or_default(), after, retention }
 }
 
 fn read_dimension(item: &Spanned<DeValue<'_>>, problems: &mut Problems<'_>) -> Option<At<DimensionDefinition>> {

@@ -66,6 +66,13 @@ impl SeriesFilter {
         &self.columns
     }
 
+    /// Whether no series can pass both, as far as the values show that this one leaves to the other's dimensions.
+    pub fn excludes(&self, other: &Self, metric: &Metric) -> bool {
+        let Some(series) = self.series_of(&other.columns) else { return false };
+        let mask = other.mask_of(&other.columns, &metric.dimensions, &series.iter().collect::<Vec<_>>());
+        mask.is_ok_and(|mask| !mask.contains(&true))
+    }
+
     /// The only series of the view that can pass, where the condition leaves few: `None` if they are many or not known.
     pub fn series(&self, view: &View) -> Option<Vec<Series>> {
         self.series_of(&view.dimensions)

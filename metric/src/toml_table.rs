@@ -116,6 +116,27 @@ impl<'a, 'i> Table<'a, 'i> {
         }
     }
 
+    /// Tables that each begin with `[[name.key]]`.
+    pub(crate) fn tables(&mut self, key: &'static str, problems: &mut Problems<'_>) -> Vec<Table<'a, 'i>> {
+        let Some(value) = self.ask(key) else { return Vec::new() };
+        let name = format!("{}.{key}", self.name);
+        let mut wrong = |item: &Spanned<DeValue<'_>>| {
+            wrong_type(key, &format!("a list of tables: [[{name}]]"), item.get_ref(), item.span(), problems);
+        };
+        let DeValue::Array(items) = value.get_ref() else {
+            wrong(value);
+            return Vec::new();
+        };
+        let table = |item: &'a Spanned<DeValue<'i>>| match item.get_ref() {
+            DeValue::Table(entries) => Some(Table::new(name.clone(), item.span(), entries)),
+            _ => {
+                wrong(item);
+                None
+            }
+        };
+        items.iter().filter_map(table).collect()
+    }
+
     pub(crate) fn texts(&mut self, key: &'static str, problems: &mut Problems<'_>) -> Option<Vec<At<String>>> {
         let items = self.list(key, problems)?;
         Some(items.into_iter().filter_map(|item| text_of(key, item, problems)).collect())

@@ -1,9 +1,13 @@
 //! Whatever happens to runs, batch chunks and uncovered epochs together are the fold of everything sealed.
 
 use lamina_batch::{Outcome, Wanted};
+use lamina_core::Clock;
 use proptest::prelude::*;
 
-use crate::world::{DEFINITIONS, Event, Fate, SECOND, START, World};
+use crate::{
+    expiry,
+    world::{DEFINITIONS, Event, Fate, HOUR, SECOND, START, World},
+};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -19,6 +23,10 @@ enum Step {
     /// Some of the zombies' writes arrive: every so-manieth.
     Arrive(usize),
     Trim,
+    /// So many hours pass.
+    Later(i64),
+    /// A run raises horizons, and then everything goes whose time to live has passed.
+    Expire,
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -56,6 +64,14 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+fn step_in_time() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => step(),
+        2 => prop_oneof![3 => 0..6_i64, 1 => 0..400_i64].prop_map(Step::Later),
+        1 => Just(Step::Expire),
+    ]
+}
+
 fn rebuild(from: i64, to: i64) -> Wanted {
     Wanted::Rebuild { from: Some(START + from * SECOND), to: Some(START + to * SECOND) }
 }
@@ -76,6 +92,11 @@ async fn take(world: &World, step: Step, late: &mut Vec<lamina_core::BatchRow>) 
         Step::ZombieRebuild(from, to) => late.extend(zombie(world, rebuild(from, to)).await),
         Step::Arrive(every) => world.store.arrive(late.iter().step_by(every).cloned().collect()),
         Step::Trim => world.trim().await,
+        Step::Later(hours) => world.clock.set(world.clock.now() + hours * HOUR),
+        Step::Expire => {
+            world.run(Wanted::Cover).await.unwrap();
+            world.store.expire(world.clock.now());
+        }
     }
 }
 
@@ -89,28 +110,38 @@ async fn zombie(world: &World, wanted: Wanted) -> Vec<lamina_core::BatchRow> {
     world.store.held()
 }
 
+fn play(world: &World, steps: Vec<Step>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut late = Vec::new();
+        for step in steps {
+            let name = format!("{step:?}");
+            take(world, step, &mut late).await;
+            world.check(&name).await;
+        }
+        world.run(Wanted::Cover).await.unwrap();
+        world.check("last run").await;
+        world.store.arrive(late);
+        world.check("zombies wrote").await;
+        let again = world.run(Wanted::Cover).await.unwrap();
+        assert!(matches!(again, Outcome::Unchanged), "{again:?}");
+        world.run(Wanted::Rebuild { from: None, to: None }).await.unwrap();
+        world.check("rebuilt whole").await;
+    });
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 120, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
     fn chunks_and_uncovered_epochs_are_the_fold_of_everything(steps in prop::collection::vec(step(), 1..14)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let world = World::new(DEFINITIONS);
-            let mut late = Vec::new();
-            for step in steps {
-                let name = format!("{step:?}");
-                take(&world, step, &mut late).await;
-                world.check(&name).await;
-            }
-            world.run(Wanted::Cover).await.unwrap();
-            world.check("last run").await;
-            world.store.arrive(late);
-            world.check("zombies wrote").await;
-            let again = world.run(Wanted::Cover).await.unwrap();
-            assert!(matches!(again, Outcome::Unchanged), "{again:?}");
-            world.run(Wanted::Rebuild { from: None, to: None }).await.unwrap();
-            world.check("rebuilt whole").await;
-        });
+        play(&World::new(DEFINITIONS), steps);
+    }
+
+    #[test]
+    fn they_are_so_above_the_horizons_of_each_series(steps in prop::collection::vec(step_in_time(), 1..14)) {
+        let world = expiry::world();
+        play(&world, steps);
+        expiry::nothing_is_stored_below_a_horizon_for_longer_than_needed(&world);
     }
 }

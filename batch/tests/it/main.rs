@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod archive;
+mod expiry;
 mod jobs;
 mod laws;
 mod memory;

@@ -90,6 +90,11 @@ impl Memory {
         self.inner().rows.values().cloned().collect()
     }
 
+    /// Drops the rows whose time to live has passed.
+    pub(crate) fn expire(&self, now: Micros) {
+        self.inner().rows.retain(|_, row| row.expires_at.is_none_or(|at| at > now));
+    }
+
     pub(crate) fn ledger(&self, log: &LogId, partition: Partition) -> Ledger {
         self.inner().ledgers.get(&(log.clone(), partition)).cloned().unwrap_or_default()
     }

@@ -10,14 +10,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use lamina_batch::{Batch, BatchError, Config, Deps, Meter, Outcome, Wanted};
 use lamina_core::{
-    Archive, Counts, Cut, Epoch, EpochId, LogId, Micros, Offset, Partition,
+    Archive, Counts, Cut, Epoch, EpochId, LogId, Micros, Offset, Partition, ViewState,
     clock::ManualClock,
     generation::load_view,
     log::{Append, Consumer, Log, LogError, Record, Span, Topic},
     store::{Ledgers, period},
 };
 use lamina_metric::{
-    Answer, Ask, BatchChunk, Catalog, Layout, Metric, Series, States, Versions, View, ViewFold, archive,
+    Answer, Ask, BatchChunk, Catalog, DimensionValue, Layout, Metric, Series, States, Versions, View, ViewFold, archive,
 };
 use object_store::{ObjectStoreExt, memory::InMemory, path::Path};
 use parquet::arrow::ArrowWriter;
@@ -103,6 +103,15 @@ impl Event {
 type Folded = Vec<(Series, Micros, States)>;
 type Answers = BTreeMap<(Series, Micros), Vec<Answer>>;
 
+/// A rule of expiry.
+pub(crate) struct Rule {
+    pub(crate) dimensions: &'static [&'static str],
+    /// By the value of each of these dimensions; null is "".
+    pub(crate) matches: fn(&[String]) -> bool,
+    /// How long buckets of a width are kept.
+    pub(crate) kept: fn(Micros) -> Option<Micros>,
+}
+
 pub(crate) struct World {
     pub(crate) store: Arc<Memory>,
     pub(crate) files: Arc<InMemory>,
@@ -111,6 +120,8 @@ pub(crate) struct World {
     pub(crate) log: LogId,
     pub(crate) deps: Deps,
     pub(crate) batch: Batch,
+    /// What the definition's rules of expiry say, in words of the reference's own.
+    pub(crate) rules: &'static [Rule],
     /// By partition and start of the epoch, per view.
     epochs: Mutex<BTreeMap<(Partition, Offset), Vec<Folded>>>,
     /// What was sealed, by the same.
@@ -144,7 +155,7 @@ impl World {
         let batch = Batch::new(deps.clone(), config).unwrap();
         let log = topic().log_id("edits");
         let (epochs, sealed) = (Mutex::default(), Mutex::default());
-        Self { store, files: archive, clock, metric, log, deps, batch, epochs, sealed }
+        Self { store, files: archive, clock, metric, log, deps, batch, rules: &[], epochs, sealed }
     }
 
     /// Seals the next epoch of a partition.
@@ -268,37 +279,64 @@ impl World {
         self.batch.run_metric(&self.metric, &wanted, &Arc::new(Meter::default()), &CancellationToken::new()).await
     }
 
-    pub(crate) async fn published(&self, view: &View) -> lamina_core::ViewState {
+    pub(crate) async fn published(&self, view: &View) -> ViewState {
         load_view(&*self.store, &view.id).await.unwrap().1
     }
 
-    /// The fold of every sealed epoch, below the horizon left out.
-    pub(crate) fn expected(&self, view: usize, width: Micros, horizon: Option<Micros>) -> Answers {
+    /// The fold of every sealed epoch, as far as (series, period) is kept.
+    pub(crate) fn expected(&self, view: usize, width: Micros, kept: impl Fn(&Series, Micros) -> bool) -> Answers {
         let mut sums = Sums::new(&self.metric);
         for folds in self.epochs.lock().unwrap().values() {
             for (series, bucket, states) in &folds[view] {
                 sums.add(series, floor(*bucket, width), states);
             }
         }
-        sums.answers(&self.metric, |bucket| horizon.is_none_or(|horizon| floor(bucket, period(width)) >= horizon))
+        sums.answers(&self.metric, |series, bucket| kept(series, floor(bucket, period(width))))
+    }
+
+    /// The rules that take a series, by index.
+    pub(crate) fn rules_of(&self, view: usize, series: &Series) -> Vec<usize> {
+        let names: Vec<&str> =
+            self.metric.views[view].dimensions.iter().map(|&at| &*self.metric.dimensions[at].name).collect();
+        let text = |value: &DimensionValue| value.to_json().as_str().unwrap_or_default().to_owned();
+        let values: Vec<String> = series.values().unwrap().iter().map(text).collect();
+        let takes = |rule: &Rule| {
+            let places = rule.dimensions.iter().map(|own| names.iter().position(|name| name == own));
+            let own: Option<Vec<String>> = places.map(|at| Some(values[at?].clone())).collect();
+            own.is_some_and(|own| (rule.matches)(&own)) && values.iter().any(|value| value != "$overflow")
+        };
+        (0..self.rules.len()).filter(|&at| takes(&self.rules[at])).collect()
+    }
+
+    /// Whether a chunk is above every horizon that is stored for its series.
+    pub(crate) fn is_kept(
+        &self,
+        state: &ViewState,
+        view: usize,
+        width: Micros,
+        series: &Series,
+        period: Micros,
+    ) -> bool {
+        let rules = state.rule_horizons.get(&width).cloned().unwrap_or_default();
+        let own = self.rules_of(view, series).into_iter().filter_map(|rule| rules.get(&rule).copied());
+        state.horizons.get(&width).copied().into_iter().chain(own).all(|horizon| period >= horizon)
     }
 
     /// What a reader gets: batch chunks under their bases, and the epochs that they do not cover.
     pub(crate) async fn served(&self, view: usize, width: Micros) -> Answers {
         let state = self.published(&self.metric.views[view]).await;
-        let (published, horizon) = (&state.published, state.horizons.get(&width).copied());
+        let published = &state.published;
         let mut sums = Sums::new(&self.metric);
         let mut covered: BTreeMap<(Series, Micros), Cut> = BTreeMap::new();
         for row in self.store.rows() {
             let key = &row.key;
             let served = key.view == self.metric.views[view].id
                 && key.width == width
-                && key.base == published.base_at(key.period)
-                && horizon.is_none_or(|horizon| key.period >= horizon);
-            if !served {
+                && key.base == published.base_at(key.period);
+            let series = Series::from_bytes(key.series.clone());
+            if !served || !self.is_kept(&state, view, width, &series, key.period) {
                 continue;
             }
-            let series = Series::from_bytes(key.series.clone());
             assert_eq!(key.shard, series.shard(self.metric.views[view].shards));
             let chunk = BatchChunk::decode(&row.body).unwrap();
             for (at, &bucket) in chunk.buckets.iter().enumerate() {
@@ -311,7 +349,7 @@ impl World {
             for (series, bucket, states) in &folds[view] {
                 let bucket = floor(*bucket, width);
                 let chunk = (series.clone(), floor(bucket, period(width)));
-                if horizon.is_some_and(|horizon| chunk.1 < horizon) {
+                if !self.is_kept(&state, view, width, series, chunk.1) {
                     continue;
                 }
                 if !covered.get(&chunk).unwrap_or(&published.cut).covers(partition, start) {
@@ -319,7 +357,7 @@ impl World {
                 }
             }
         }
-        sums.answers(&self.metric, |_| true)
+        sums.answers(&self.metric, |_, _| true)
     }
 
     /// The law: what is served is the fold of everything sealed.
@@ -327,7 +365,8 @@ impl World {
         for (at, view) in self.metric.views.iter().enumerate() {
             let state = self.published(view).await;
             for width in self.metric.widths() {
-                let expected = self.expected(at, width, state.horizons.get(&width).copied());
+                let expected =
+                    self.expected(at, width, |series, period| self.is_kept(&state, at, width, series, period));
                 let served = self.served(at, width).await;
                 assert_eq!(served, expected, "{when}: view {}, width {width}", view.id);
             }
@@ -364,9 +403,9 @@ impl Sums {
         self.states.merge(states, &[row]).unwrap();
     }
 
-    fn answers(&self, metric: &Metric, wanted: impl Fn(Micros) -> bool) -> Answers {
+    fn answers(&self, metric: &Metric, wanted: impl Fn(&Series, Micros) -> bool) -> Answers {
         let asks = ASKED.map(|ask| Ask::parse(ask, metric).unwrap());
-        let rows = self.rows.iter().filter(|((_, bucket), _)| wanted(*bucket));
+        let rows = self.rows.iter().filter(|((series, bucket), _)| wanted(series, *bucket));
         let answer = |row: usize| asks.iter().map(|ask| self.states.answer(row, ask).unwrap()).collect();
         rows.map(|(key, &row)| (key.clone(), answer(row))).collect()
     }

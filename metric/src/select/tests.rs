@@ -136,6 +136,32 @@ fn hostile_filters_end_soon_on_a_small_stack() {
 }
 
 #[test]
+fn a_filter_excludes_another_only_where_its_values_show_it() {
+    let metric = crate::tests::compile(
+        "[source.s]\nformat = \"json\"\ntime = \"t\"\n[source.s.fields]\nt = \"timestamp\"\na = \"string\"\nb = \"bool\"\n\
+         [metric.m]\nsource = \"s\"\ndimensions = [\"a\", \"b\"]\naggregates = [\"count\"]\ngrain = \"1m\"\n",
+    );
+    let metric = &metric.metrics["m"];
+    let excludes = |one: &str, other: &str| {
+        SeriesFilter::parse(one, metric).unwrap().excludes(&SeriesFilter::parse(other, metric).unwrap(), metric)
+    };
+    for (one, other) in
+        [("a = 'x'", "a = 'y'"), ("a IN ('x', 'y') AND b", "NOT b"), ("a = 'x' AND a = 'y'", "a IS NULL")]
+    {
+        assert!(excludes(one, other), "{one}: {other}");
+    }
+    for (one, other) in [
+        ("a = 'x'", "a <> 'y'"),
+        ("a <> 'y'", "a = 'y'"),
+        ("b", "a = 'y'"),
+        ("a = 'x'", "a = 'y' OR b"),
+        ("a > 'x'", "a > 'y'"),
+    ] {
+        assert!(!excludes(one, other), "{one}: {other}");
+    }
+}
+
+#[test]
 fn series_are_named_only_where_no_other_can_pass() {
     let named = |sql: &str, view: &[usize]| {
         let series = parse(sql).unwrap().series_of(view)?;

@@ -3,6 +3,7 @@
 mod bad_definitions;
 mod decoding;
 mod examples;
+mod expiry;
 mod preparing;
 
 use std::sync::Arc;

@@ -84,12 +84,12 @@ fn a_query_goes_to_the_smallest_view_that_holds_its_columns() {
     let metric = metric(&format!("{EDITS}{ADDED}"));
     let ids: Vec<&str> = metric.views.iter().map(|view| view.id.as_str()).collect();
     assert_eq!(ids, ["added.1.0", "added.1.1", "added.1.2"]);
-    let asked = |columns: &[&str]| metric.view_for(columns).unwrap().id.as_str().to_owned();
+    let asked = |columns: &[&str]| metric.views_for(columns).unwrap()[0].id.as_str().to_owned();
     assert_eq!(asked(&[]), "added.1.2");
     assert_eq!(asked(&["channel"]), "added.1.1");
     assert_eq!(asked(&["countryIsoCode"]), "added.1.0");
     assert_eq!(
-        metric.view_for(&["user"]).unwrap_err().to_string(),
+        metric.views_for(&["user"]).unwrap_err().to_string(),
         "metric added has no dimension \"user\"; it has channel, countryIsoCode"
     );
     assert_eq!(metric.views.iter().map(|view| view.shards).collect::<Vec<_>>(), [4, 4, 1]);

@@ -9,11 +9,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use lamina_core::{
-    envelope,
+    Micros, envelope,
     generation::{VIEW_DOCUMENTS, ViewState},
     store::StoreError,
 };
-use lamina_metric::{Length, Metric, Source};
+use lamina_metric::{Expiry, Length, Metric, Source, View};
 use serde_json::{Value, json};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -54,7 +54,8 @@ async fn list_sources(State(app): State<App>) -> Result<Json<Value>, Problem> {
     Ok(Json(json!({"sources": sources})))
 }
 
-/// A metric's definition, its versions and the status of its views. While a changed definition is being built, `building`
+/// A metric's definition, its versions and the status of its views: of each, from when on it keeps buckets by width
+/// (`retained_from`), and those of the series that a rule of expiry takes (`expired`). While a changed definition is being built, `building`
 /// has it, and the ETag is its own.
 #[utoipa::path(get, path = "/v1/metrics/{metric}", tag = "definitions",
     params(("metric" = String, Path, description = "Name of the metric")),
@@ -248,8 +249,11 @@ fn summary_of_metric(app: &App, metric: &Metric) -> Value {
         .iter()
         .map(|dimension| json!({"name": dimension.name, "type": dimension.data_type.to_string().to_lowercase()}));
     let lengths = |widths: &[i64]| widths.iter().map(|&width| Length(width).to_string()).collect::<Vec<_>>();
-    let retention: BTreeMap<String, String> =
-        metric.retention.iter().map(|(&width, &kept)| (Length(width).to_string(), Length(kept).to_string())).collect();
+    let expire: Vec<Value> = metric
+        .expire
+        .iter()
+        .map(|rule| json!({"where": rule.sql, "retention": by_width(&rule.kept, length)}))
+        .collect();
     json!({
         "name": metric.name,
         "version": metric.version,
@@ -259,10 +263,20 @@ fn summary_of_metric(app: &App, metric: &Metric) -> Value {
         "aggregates": query::all_of(metric),
         "grain": Length(metric.grain).to_string(),
         "rollups": lengths(&metric.rollups),
-        "retention": retention,
+        "retention": by_width(&metric.retention, length),
+        "expire": expire,
         "read_only": read_only(app, DefinitionKind::Metric, &metric.name),
         "etag": etag_of_metric(metric),
     })
+}
+
+fn length(length: Micros) -> String {
+    Length(length).to_string()
+}
+
+/// Named by their widths.
+fn by_width(values: &BTreeMap<Micros, Micros>, named: impl Fn(Micros) -> String) -> BTreeMap<String, String> {
+    values.iter().map(|(&width, &value)| (length(width), named(value))).collect()
 }
 
 fn summary_of_source(app: &App, source: &Source) -> Value {
@@ -323,22 +337,29 @@ fn views(metric: &Metric, states: &BTreeMap<String, ViewState>) -> Value {
     metric.views.iter().map(|view| view_status(metric, view, states.get(view.id.as_str()))).collect()
 }
 
-fn view_status(metric: &Metric, view: &lamina_metric::View, state: Option<&ViewState>) -> Value {
+fn view_status(metric: &Metric, view: &View, state: Option<&ViewState>) -> Value {
     let names: Vec<&str> =
         view.dimensions.iter().filter_map(|&at| metric.dimensions.get(at)).map(|one| one.name.as_str()).collect();
     let published = state.map(|state| &state.published).filter(|published| published.generation > 0);
-    let horizons: BTreeMap<String, String> = state
-        .into_iter()
-        .flat_map(|state| &state.horizons)
-        .map(|(&width, &at)| (Length(width).to_string(), instant::format(at)))
-        .collect();
     json!({
         "id": view.id.as_str(),
         "dimensions": names,
         "generation": published.map_or(0, |published| published.generation),
         "published_at": published.map(|published| instant::format(published.at)),
         "through": published.and_then(|published| published.through).map(instant::format),
-        "retained_from": horizons,
+        "retained_from": state.map(|state| by_width(&state.horizons, instant::format)).unwrap_or_default(),
+        "expired": expired(metric, view, state),
         "kept": state.map(super::rollback::kept).unwrap_or_default(),
     })
+}
+
+/// The rules that concern a view, and from when on it keeps the series that match them.
+fn expired(metric: &Metric, view: &View, state: Option<&ViewState>) -> Vec<Value> {
+    let rules = metric.expire.iter().enumerate().filter(|(_, rule)| rule.concerns(view));
+    let one = |(at, rule): (usize, &Expiry)| {
+        let horizons = state.into_iter().flat_map(|state| &state.rule_horizons);
+        let own = horizons.filter_map(|(&width, rules)| Some((width, *rules.get(&at)?))).collect();
+        json!({"where": rule.sql, "retained_from": by_width(&own, instant::format)})
+    };
+    rules.map(one).collect()
 }

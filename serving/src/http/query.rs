@@ -19,7 +19,9 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 
 /// Asks for values of a metric.
 ///
-/// Each answer says in `meta` which positions of the log it folds, and whether anything is missing.
+/// Each answer says in `meta` which positions of the log it folds, and whether anything is missing. `meta.retained_from` says
+/// where retention begins within the range, `meta.expired` which rules of expiry reach into it: for each its `where`, and
+/// where the series that match begin (`retained_from`).
 #[utoipa::path(
     get,
     path = "/v1/metrics/{metric}/query",

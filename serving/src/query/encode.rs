@@ -38,10 +38,21 @@ pub(crate) struct Meta {
     pub(crate) approximate: BTreeMap<String, Approximate>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) retained_from: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) expired: Vec<Expired>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) overflow: Option<Overflow>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) truncated: Option<bool>,
+}
+
+/// A rule of expiry that reaches into the range.
+#[derive(Serialize)]
+pub(crate) struct Expired {
+    #[serde(rename = "where")]
+    pub(crate) filter: String,
+    /// Where buckets of the series that match it begin.
+    pub(crate) retained_from: String,
 }
 
 /// A range of the log that the answer does not fold.

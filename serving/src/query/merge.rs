@@ -5,6 +5,7 @@
 //!   is covered there: the chunk's own cut, or the published one where that is later or there is no chunk.
 //! - Chunks of a run under way reach further than the published cut: the batch layer answers as of the furthest, for all.
 //! - Coverage is judged by offset, never by epoch id or event time.
+//! - Of a series that matches a rule of expiry nothing below the rule's horizon is added, whatever is still stored.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -50,6 +51,8 @@ struct Stored<'a> {
     /// Period and own cut of its batch chunks, ascending.
     cuts: Vec<(Micros, &'a Cut)>,
     overflow: bool,
+    /// Buckets below are not answered.
+    from: Micros,
 }
 
 /// Position of a series within a speed chunk, and among the stored ones.
@@ -71,7 +74,7 @@ pub(crate) fn merge(plan: &Plan, read: &Read, layer: Layer) -> Result<Merged, Pr
     if layer != Layer::Speed {
         for (part, &stored) in read.batch.iter().zip(&index.batch) {
             let stored = &index.stored[stored as usize];
-            let within = |bucket: &Micros| plan.buckets.range.contains(bucket);
+            let within = |bucket: &Micros| (stored.from..plan.buckets.range.end).contains(bucket);
             let buckets = part.chunk.buckets.iter().enumerate().filter(|(_, bucket)| within(bucket));
             let (rows, buckets): (Vec<_>, Vec<_>) = buckets.map(|(row, &bucket)| (row, (stored, bucket))).unzip();
             sink.add(&rows, &buckets, &part.chunk.states)?;
@@ -116,9 +119,9 @@ fn index<'a>(plan: &Plan, read: &'a Read) -> Result<(Index<'a>, Vec<MergedSeries
     let speed: Vec<Vec<Found>> = speed.collect();
     let (into, series) = group(plan, &all)?;
     let overflow = (!plan.view.dimensions.is_empty()).then(|| Series::overflow(plan.view.dimensions.len()));
-    let stored = all.iter().zip(into).map(|(series, into)| {
+    let stored = all.iter().zip(into).zip(kept_from(plan, &all)?).map(|((series, into), from)| {
         let overflow = overflow.as_ref() == Some(series);
-        Stored { into, cuts: Vec::new(), overflow }
+        Stored { into, cuts: Vec::new(), overflow, from }
     });
     let mut stored: Vec<Stored<'a>> = stored.collect();
     for (part, &at) in read.batch.iter().zip(&batch) {
@@ -126,6 +129,17 @@ fn index<'a>(plan: &Plan, read: &'a Read) -> Result<(Index<'a>, Vec<MergedSeries
     }
     stored.iter_mut().for_each(|stored| stored.cuts.sort_unstable_by_key(|(period, _)| *period));
     Ok((Index { stored, batch, speed }, series))
+}
+
+/// From when on each stored series is answered.
+fn kept_from(plan: &Plan, stored: &[&Series]) -> Result<Vec<Micros>, Problem> {
+    let start = plan.buckets.range.start;
+    if plan.expired.is_empty() {
+        return Ok(vec![start; stored.len()]);
+    }
+    let horizons = plan.metric.by_rules(&plan.view, &plan.expired, Micros::max, stored);
+    let horizons = horizons.map_err(|why| Problem::internal(&why))?;
+    Ok(horizons.into_iter().map(|horizon| horizon.map_or(start, |horizon| horizon.max(start))).collect())
 }
 
 /// The answer's series, and which of them each stored one belongs to; `None` if the filter leaves it out.
@@ -182,7 +196,7 @@ fn add_speed<'a>(
             continue;
         }
         // Rows are ordered by series and bucket.
-        from += all[from..].partition_point(|&row| row < (series, range.start));
+        from += all[from..].partition_point(|&row| row < (series, stored.from));
         let until = from + all[from..].partition_point(|&row| row < (series, range.end));
         for (row, &(_, bucket)) in all.iter().enumerate().take(until).skip(from) {
             if stored.cuts.is_empty() || counts(stored, bucket) {

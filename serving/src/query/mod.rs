@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use lamina_core::offload::offload;
 
 use self::{
-    encode::{BatchMeta, Body, Meta, Overflow, SpeedMeta},
+    encode::{BatchMeta, Body, Expired, Meta, Overflow, SpeedMeta},
     merge::Read,
     params::Layer,
     plan::Plan,
@@ -86,6 +86,10 @@ fn meta(plan: &Plan, read: &Read, layer: Layer) -> Meta {
         speed: SpeedMeta { watermark: snapshot.watermark().map(instant::format), positions },
         approximate: approximate.collect::<BTreeMap<_, _>>(),
         retained_from: plan.retained_from.map(instant::format),
+        expired: plan
+            .cut_by()
+            .map(|(rule, from)| Expired { filter: rule.sql.clone(), retained_from: instant::format(from) })
+            .collect(),
         overflow: None,
         truncated: None,
     }

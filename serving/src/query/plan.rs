@@ -2,13 +2,13 @@
 //!
 //! # Invariants
 //! - The stored width hits every edge of every bucket exactly, or the query is refused: nothing is approximated.
-//! - Nothing below the width's horizon is read or answered.
+//! - Nothing below the width's horizon is read or answered, and nothing below a rule's of the series that match the rule.
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use axum::http::StatusCode;
-use lamina_core::{Micros, store};
-use lamina_metric::{Aggregate, Ask, Length, Metric, Series, SeriesFilter, View};
+use lamina_core::{Micros, ViewState, store};
+use lamina_metric::{Aggregate, Ask, Expiry, Length, Metric, Series, SeriesFilter, View};
 
 use crate::{
     instant,
@@ -40,6 +40,8 @@ pub(crate) struct Plan {
     pub(crate) buckets: Buckets,
     /// Where the horizon lies, if within the range.
     pub(crate) retained_from: Option<Micros>,
+    /// Rules that may take series of the answer, by index, with their horizons within the range.
+    pub(crate) expired: BTreeMap<usize, Micros>,
     /// Positions of the `group_by` dimensions within the view's, in the order asked.
     pub(crate) keep: Vec<usize>,
     pub(crate) group_by: Vec<String>,
@@ -53,38 +55,46 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// `horizons` are the view's, see [`choose_view`].
+    /// Over a view of [`views`] in this state.
     pub(crate) fn of(
         metric: &Arc<Metric>,
+        view: &View,
         params: &Params,
         now: Micros,
-        horizons: &BTreeMap<Micros, Micros>,
+        state: &ViewState,
     ) -> Result<Self, Problem> {
         let filter = filter(metric, params)?;
-        let view = choose_view(metric, params)?.clone();
         let range = widen(metric, params, now)?;
         let division = division(metric, params)?;
         let whole = Buckets { range: range.clone(), division };
-        let width = choose_width(metric, &whole, horizons)?;
-        let horizon = round_up(horizons.get(&width).copied().unwrap_or(EARLIEST), width);
+        let horizons = |width| Horizons::of(metric, filter.as_ref(), state, width);
+        let width = choose_width(metric, &whole, &horizons)?;
+        let Horizons { all: horizon, mut rules } = horizons(width);
+        rules.retain(|_, horizon| *horizon > range.start);
         let start = range.start.max(horizon.min(range.end));
         let asks = asks(metric, params)?;
         let order_by = order_by(metric, params)?;
         Ok(Self {
-            keep: keep(metric, &view, &params.group_by),
+            keep: keep(metric, view, &params.group_by),
             group_by: params.group_by.clone(),
             buckets: Buckets { range: start..range.end, division },
             retained_from: (horizon > range.start).then_some(horizon),
+            expired: rules,
             totals: order_by.iter().any(|(key, _)| matches!(key, OrderKey::Aggregate(_))),
             metric: Arc::clone(metric),
-            named: named(filter.as_ref(), &view),
-            view,
+            named: named(filter.as_ref(), view),
+            view: view.clone(),
             range,
             width,
             filter,
             asks,
             order_by,
         })
+    }
+
+    /// The rules that cut the answer, each with where its series begin.
+    pub(crate) fn cut_by(&self) -> impl Iterator<Item = (&Expiry, Micros)> {
+        self.expired.iter().filter_map(|(&rule, &horizon)| Some((self.metric.expire.get(rule)?, horizon)))
     }
 
     /// Starts of the batch periods that hold the range.
@@ -100,6 +110,30 @@ impl Plan {
     }
 }
 
+/// From when on a view keeps buckets of one width; multiples of the width.
+struct Horizons {
+    all: Micros,
+    /// Of the series that match a rule, without the rules that the query's filter excludes.
+    rules: BTreeMap<usize, Micros>,
+}
+
+impl Horizons {
+    fn of(metric: &Metric, filter: Option<&SeriesFilter>, state: &ViewState, width: Micros) -> Self {
+        let excluded = |rule: usize| {
+            let rule = metric.expire.get(rule);
+            filter.zip(rule).is_some_and(|(filter, rule)| filter.excludes(&rule.filter, metric))
+        };
+        let rules = state.rule_horizons.get(&width).into_iter().flatten();
+        Self {
+            all: round_up(state.horizons.get(&width).copied().unwrap_or(EARLIEST), width),
+            rules: rules
+                .filter(|(rule, _)| !excluded(**rule))
+                .map(|(&rule, &horizon)| (rule, round_up(horizon, width)))
+                .collect(),
+        }
+    }
+}
+
 /// The series that can pass the filter, if few; and the overflow's, whose events every answer of the view tells.
 fn named(filter: Option<&SeriesFilter>, view: &View) -> Option<Vec<Series>> {
     let mut series = filter?.series(view)?;
@@ -111,8 +145,8 @@ fn named(filter: Option<&SeriesFilter>, view: &View) -> Option<Vec<Series>> {
     Some(series)
 }
 
-/// The smallest view that holds what the query groups and filters by.
-pub(crate) fn choose_view<'a>(metric: &'a Metric, params: &Params) -> Result<&'a View, Problem> {
+/// The views that hold what the query groups and filters by, the smallest first.
+pub(crate) fn views<'a>(metric: &'a Metric, params: &Params) -> Result<Vec<&'a View>, Problem> {
     let filter = filter(metric, params)?;
     let known = || metric.dimensions.iter().map(|dimension| dimension.name.as_str()).collect::<Vec<_>>().join(", ");
     if let Some(unknown) = params.group_by.iter().find(|name| dimension(metric, name).is_none()) {
@@ -125,7 +159,7 @@ pub(crate) fn choose_view<'a>(metric: &'a Metric, params: &Params) -> Result<&'a
     let mut columns: Vec<&str> = params.group_by.iter().map(String::as_str).collect();
     let filtered = filter.iter().flat_map(|filter| filter.columns().iter());
     columns.extend(filtered.filter_map(|&at| metric.dimensions.get(at)).map(|dimension| dimension.name.as_str()));
-    metric.view_for(&columns).map_err(|error| Problem::parameter("group_by", error))
+    metric.views_for(&columns).map_err(|error| Problem::parameter("group_by", error))
 }
 
 fn filter(metric: &Metric, params: &Params) -> Result<Option<SeriesFilter>, Problem> {
@@ -202,14 +236,17 @@ fn division(metric: &Metric, params: &Params) -> Result<Division, Problem> {
     Ok(params.zone.map_or(Division::Utc(*step), |zone| Division::Local(*step, zone)))
 }
 
-/// The coarsest stored width that hits every edge and is kept for the whole range; if none is, the one kept longest.
-fn choose_width(metric: &Metric, buckets: &Buckets, horizons: &BTreeMap<Micros, Micros>) -> Result<Micros, Problem> {
+/// The coarsest stored width that hits every edge and is kept for the whole range; if none is, the one kept longest, first
+/// for all series and then for those that rules take.
+fn choose_width(metric: &Metric, buckets: &Buckets, horizons: &impl Fn(Micros) -> Horizons) -> Result<Micros, Problem> {
     let mut hits: Vec<Micros> = metric.widths().into_iter().filter(|&width| buckets.hit_by(width)).collect();
     hits.sort_unstable_by(|a, b| b.cmp(a));
-    let horizon = |width: &Micros| horizons.get(width).copied().unwrap_or(EARLIEST);
-    let kept = hits.iter().find(|width| horizon(width) <= buckets.range.start);
-    let best = kept.or_else(|| hits.iter().min_by_key(|width| horizon(width)));
-    best.copied().ok_or_else(|| {
+    let kept_from = |width: &Micros| {
+        let Horizons { all, rules } = horizons(*width);
+        let start = buckets.range.start;
+        (all.max(start), rules.into_values().fold(start, Micros::max))
+    };
+    hits.into_iter().min_by_key(kept_from).ok_or_else(|| {
         let stored: Vec<String> = metric.widths().iter().map(|&width| Length(width).to_string()).collect();
         Problem::new(
             StatusCode::UNPROCESSABLE_ENTITY,

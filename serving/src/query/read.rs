@@ -5,11 +5,11 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use axum::http::StatusCode;
 use bytes::Bytes;
 use lamina_core::{
-    LogId, Partition, Shard, generation,
+    LogId, Partition, Shard, ViewState, generation,
     read::{self, Request},
     rules::{self, Rule},
 };
-use lamina_metric::{Metric, Series, Source};
+use lamina_metric::{Metric, Series, Source, View};
 use tokio::time::Instant;
 
 use crate::{
@@ -42,17 +42,16 @@ pub(crate) async fn partitions_of(app: &App, source: &Source) -> Result<Partitio
 
 /// Inputs that fit together, no older than the tokens ask, and the plan that they were read for.
 pub(crate) async fn read(app: &App, metric: &Arc<Metric>, params: &Params) -> Result<(Plan, Read), Problem> {
-    let view = plan::choose_view(metric, params)?.id.clone();
+    let views = plan::views(metric, params)?;
     let tokens = tokens_for(app, metric, &params.at_least).await?;
     let deadline = Instant::now() + params.wait;
     loop {
-        let (_, state) = generation::load_view(&*app.deps.store, &view).await?;
-        let plan = Plan::of(metric, params, app.deps.clock.now(), &state.horizons)?;
+        let (plan, state) = choose(app, metric, params, &views).await?;
         let partitions = partitions_of(app, &metric.source).await?;
         if let Some(read) = read_at(app, &plan, &partitions, &tokens).await? {
             // Below a horizon that rose meanwhile, chunks may have gone before they were read.
-            let (_, after) = generation::load_view(&*app.deps.store, &view).await?;
-            if after.horizons.get(&plan.width) <= state.horizons.get(&plan.width) {
+            let (_, after) = generation::load_view(&*app.deps.store, &plan.view.id).await?;
+            if !after.rose_since(&state, plan.width) {
                 return Ok((plan, read));
             }
             continue;
@@ -65,6 +64,30 @@ pub(crate) async fn read(app: &App, metric: &Arc<Metric>, params: &Params) -> Re
         }
         tokio::time::sleep_until(deadline.min(Instant::now() + POLL)).await;
     }
+}
+
+/// The plan over the smallest view that no rule of expiry cuts, or else over the smallest; with the view's state.
+async fn choose(
+    app: &App,
+    metric: &Arc<Metric>,
+    params: &Params,
+    views: &[&View],
+) -> Result<(Plan, ViewState), Problem> {
+    let mut smallest: Option<(Plan, ViewState)> = None;
+    for view in views {
+        // A rule that cuts the smallest view would cut this one, too.
+        if smallest.as_ref().is_some_and(|(plan, _)| plan.cut_by().any(|(rule, _)| rule.concerns(view))) {
+            continue;
+        }
+        let (_, state) = generation::load_view(&*app.deps.store, &view.id).await?;
+        let plan = Plan::of(metric, view, params, app.deps.clock.now(), &state)?;
+        if plan.expired.is_empty() {
+            return Ok((plan, state));
+        }
+        smallest.get_or_insert((plan, state));
+    }
+    // Every metric keeps the full view, which holds whatever can be asked for.
+    smallest.ok_or_else(|| Problem::internal(&"no view holds what is asked for"))
 }
 
 /// Inputs that fit together, or `None` if they do not reach the tokens yet.

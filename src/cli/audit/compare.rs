@@ -113,7 +113,10 @@ pub(super) fn compare(asked: &Asked, sums: Sums, report: &mut Report) -> Result<
         .map(|one| (one["dimensions"].to_string(), (&one["dimensions"], &one["points"][0])))
         .collect();
     let mut recomputed = BTreeMap::new();
-    for (series, &row) in &sums.rows {
+    let all: Vec<&Series> = sums.rows.keys().collect();
+    let expired = asked.metric.by_rules(&asked.metric.views[asked.view], &asked.expired, Micros::max, &all)?;
+    let kept = sums.rows.iter().zip(expired).filter(|(_, expired)| expired.is_none());
+    for ((series, &row), _) in kept {
         let dimensions = dimensions(&names, series)?;
         recomputed.insert(dimensions.to_string(), (dimensions, row));
     }

@@ -7,6 +7,7 @@
 //! positions that each answer names. What the archive holds besides is checked on the way: size and CRC-32 of each file that
 //! is read, its rows by outcome, its columns against its payloads, and that epochs leave no hole.
 
+mod asked;
 mod compare;
 mod recompute;
 mod sample;
@@ -26,6 +27,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use self::{
+    asked::Asked,
     compare::{Difference, Report, compare},
     recompute::{Broken, Recomputed},
     sample::Random,
@@ -92,33 +94,6 @@ struct PartitionFiles {
 impl Files {
     fn all(&self) -> impl Iterator<Item = (Partition, &Segment)> {
         self.partitions.iter().flat_map(|one| one.files.iter().map(|file| (one.partition, file)))
-    }
-}
-
-/// A bucket of one view, as it was answered.
-struct Asked {
-    metric: Arc<Metric>,
-    /// Index into the metric's views.
-    view: usize,
-    width: Micros,
-    bucket: Micros,
-    answer: Value,
-    positions: BTreeMap<Partition, Offset>,
-}
-
-impl Asked {
-    fn touches(&self, file: &Segment) -> bool {
-        file.event_time().is_some_and(|(first, last)| first < self.bucket + self.width && last >= self.bucket)
-    }
-
-    fn place(&self) -> String {
-        let step = Length(self.width);
-        format!("{} {} {step} by {:?}", self.metric.name, format_time(self.bucket), self.dimensions())
-    }
-
-    fn dimensions(&self) -> Vec<&str> {
-        let view = &self.metric.views[self.view];
-        view.dimensions.iter().map(|&at| self.metric.dimensions[at].name.as_str()).collect()
     }
 }
 
@@ -267,8 +242,9 @@ impl Audit {
         bucket: Micros,
         report: &mut Report,
     ) -> Option<Asked> {
-        let mut asked =
-            Asked { metric: Arc::clone(metric), view, width, bucket, answer: Value::Null, positions: BTreeMap::new() };
+        let (metric, answer) = (Arc::clone(metric), Value::Null);
+        let (positions, expired) = Default::default();
+        let mut asked = Asked { metric, view, width, bucket, answer, positions, expired };
         let step = Length(width).to_string();
         let parameters = [
             ("from", format_time(bucket)),
@@ -277,7 +253,7 @@ impl Audit {
             ("group_by", asked.dimensions().join(",")),
             ("limit", SERIES.to_string()),
         ];
-        let request = self.server.request(Method::GET, &["v1", "metrics", &metric.name, "query"]);
+        let request = self.server.request(Method::GET, &["v1", "metrics", &asked.metric.name, "query"]);
         let answer = match request {
             Ok(request) => send(request.query(&parameters.map(|(name, value)| (name, value)))).await,
             Err(failure) => Err(failure),
@@ -296,6 +272,18 @@ impl Audit {
         if answer["meta"].get("retained_from").is_some() {
             report.past_retention += 1;
             return None;
+        }
+        match asked.expired_in(&answer) {
+            Ok(expired) if expired.values().all(|horizon| bucket + width <= *horizon) => asked.expired = expired,
+            // Of some series a part of the bucket is past retention.
+            Ok(_) => {
+                report.past_retention += 1;
+                return None;
+            }
+            Err(why) => {
+                report.unknown(asked.place(), why);
+                return None;
+            }
         }
         let positions = answer["meta"]["speed"]["positions"].as_object().into_iter().flatten();
         asked.positions =
