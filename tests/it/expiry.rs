@@ -1,5 +1,5 @@
 //! Short-lived chunks on a real node, by real processes: touched while batch is away, named as missing once nobody touches
-//! them, and whole again once a worker is back.
+//! them, and whole again once a worker is back. And rules of expiry, which leave out what they take, whatever is still stored.
 
 use std::{
     fs,
@@ -8,11 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::Value;
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::{Value, json};
 
 use super::{
     place::{Place, count_and_sum, event},
-    process::{Backend, LAMINA, configure, run},
+    process::{Backend, LAMINA, Lamina, configure, run},
 };
 
 const TTL: Duration = Duration::from_secs(20);
@@ -176,4 +177,133 @@ fn chunks_outlive_a_batch_outage_and_past_one_of_the_workers_answers_say_what_is
     let rebuilt = serving.sealed();
     assert!(ids(&rebuilt).iter().all(|id| !ids(&before).contains(id)), "each under a new id");
     assert!(speed.text("/metrics").contains("lamina_speed_repaired_epochs_total"));
+}
+
+const RULE: &str = "site = 'a'";
+
+/// A metric with a rule that takes site `a` after a day; half of the events are ten days old.
+struct Ruled {
+    place: Place,
+    lamina: Lamina,
+    now: DateTime<Utc>,
+}
+
+impl Ruled {
+    fn new(backend: Backend) -> Self {
+        let place = Place::new(backend);
+        let definitions = place.path().join("metrics.toml");
+        let text = fs::read_to_string(&definitions).unwrap();
+        let rule = format!("[[metric.bytes.expire]]\nwhere = \"{RULE}\"\nafter = \"1d\"\n");
+        fs::write(definitions, text + &rule).unwrap();
+        let lamina = Lamina::start(place.path(), &place.settings(), &place.name);
+        Self { place, lamina, now: Utc::now() }
+    }
+
+    /// Sends one event for each number: sites in turn, old ones and new ones in turn.
+    fn send(&self, numbers: std::ops::Range<i64>) {
+        let event = |number: i64| {
+            let ago = if number % 4 < 2 { TimeDelta::days(10) } else { TimeDelta::minutes(number % 50) };
+            let (time, site) = ((self.now - ago).to_rfc3339(), ["a", "b"][number as usize % 2]);
+            json!({"time": time, "id": format!("r{number}"), "site": site, "size": 1}).to_string()
+        };
+        let file = self.place.path().join("events.ndjson");
+        fs::write(&file, numbers.map(event).collect::<Vec<_>>().join("\n")).unwrap();
+        let token = self.lamina.ingest("hits", &file);
+        self.query(&[("at_least", &token), ("wait", "30s")]);
+    }
+
+    fn query(&self, more: &[(&str, &str)]) -> Value {
+        let time = |days| (self.now + TimeDelta::days(days)).to_rfc3339();
+        let own =
+            [("from".to_owned(), time(-11)), ("to".to_owned(), time(1)), ("aggregate".to_owned(), "count".to_owned())];
+        let more = more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let answer = self.lamina.query("bytes", &own.into_iter().chain(more).collect::<Vec<_>>());
+        assert_eq!(answer["meta"]["complete"], true, "{answer}");
+        answer
+    }
+
+    /// Counts of sites `a` and `b` and of the total, and whether the rule is named for the sites; it never is for the total.
+    fn counts(&self) -> ([u64; 3], bool) {
+        let (sites, total) = (self.query(&[("group_by", "site")]), self.query(&[]));
+        let count = |answer: &Value, at: usize| answer["series"][at]["points"][0]["count"].as_u64().unwrap();
+        assert!(total["meta"].get("expired").is_none(), "{total}");
+        let named = &sites["meta"]["expired"];
+        if !named.is_null() {
+            let from: DateTime<Utc> = named[0]["retained_from"].as_str().unwrap().parse().unwrap();
+            assert!(named[0]["where"] == RULE && from <= self.now && from > self.now - TimeDelta::days(9), "{named}");
+        }
+        ([count(&sites, 0), count(&sites, 1), count(&total, 0)], !named.is_null())
+    }
+
+    fn succeeds(&self, path: &str, body: &Value) -> Value {
+        let answer = self.lamina.request(reqwest::Method::POST, path).json(body).send().unwrap();
+        let (status, job) = (answer.status(), answer.json::<Value>().unwrap());
+        assert_eq!(status, 202, "{job}");
+        let path = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
+        self.lamina.until(&format!("{path} succeeds"), || {
+            let job = self.lamina.get(&path, &[]);
+            assert!(!["failed", "cancelled"].contains(&job["state"].as_str().unwrap()), "{job}");
+            job["state"] == "succeeded"
+        });
+        self.lamina.get(&path, &[])
+    }
+
+    fn audited(&self) {
+        let config = self.place.path().join("lamina.toml");
+        let config = config.to_string_lossy();
+        let arguments =
+            ["--config", &config, "--server", &self.lamina.url, "--sample", "40", "--seed", "3", "--output", "json"];
+        let audited = run(&[&["audit"], &arguments[..]].concat());
+        let report: Value = serde_json::from_slice(&audited.stdout).unwrap_or_default();
+        assert_eq!(audited.status.code(), Some(0), "{report:#} {}", String::from_utf8_lossy(&audited.stderr));
+        assert!(report["buckets"].as_u64() > Some(5), "{report}");
+    }
+}
+
+fn what_a_rule_takes_is_neither_kept_nor_answered(backend: Backend) {
+    if backend.skipped() {
+        return;
+    }
+    let mut ruled = Ruled::new(backend);
+    ruled.send(0..200);
+    assert_eq!(ruled.counts(), ([100, 100, 200], false), "no horizon has risen yet");
+    ruled.lamina.recompute_all();
+    assert_eq!(ruled.counts(), ([50, 100, 200], true));
+    ruled.send(200..240);
+    assert_eq!(ruled.counts(), ([60, 120, 240], true), "late events of old buckets are not answered either");
+    ruled.audited();
+
+    ruled.lamina.until("batch has covered all", || {
+        ruled.succeeds("/v1/schedule/run", &json!({}));
+        let answer = ruled.query(&[("group_by", "site"), ("layer", "batch")]);
+        (0..2).map(|at| answer["series"][at]["points"][0]["count"].as_u64()).eq([Some(60), Some(120)])
+    });
+    let dry = ruled.succeeds("/v1/recomputes", &json!({"metric": "bytes", "dry_run": true}));
+    assert_eq!((&dry["result"]["buckets"], &dry["result"]["series"]), (&json!(0), &json!(0)), "{dry}");
+    ruled.lamina.recompute_all();
+    ruled.succeeds("/v1/metrics/bytes/rollback", &json!({}));
+    assert_eq!(ruled.counts(), ([60, 120, 240], true));
+    ruled.audited();
+    let status = ruled.lamina.get("/v1/metrics/bytes", &[]);
+    assert_eq!(status["views"][0]["expired"][0]["where"], RULE, "{status}");
+    assert!(status["views"][0]["expired"][0]["retained_from"]["1m"].is_string(), "{status}");
+
+    // Without the rule the metric is another version, and is built with all that the archive holds.
+    let definitions = ruled.place.path().join("metrics.toml");
+    let text = fs::read_to_string(&definitions).unwrap();
+    fs::write(&definitions, &text[..text.find("[[metric.bytes.expire]]").unwrap()]).unwrap();
+    assert!(ruled.lamina.stop(Duration::from_secs(30)).success());
+    ruled.lamina.restart();
+    ruled.lamina.until("the new version answers", || ruled.query(&[])["version"] == 2);
+    assert_eq!(ruled.counts(), ([120, 120, 240], false));
+}
+
+#[test]
+fn what_a_rule_takes_is_neither_kept_nor_answered_embedded() {
+    what_a_rule_takes_is_neither_kept_nor_answered(Backend::Embedded);
+}
+
+#[test]
+fn what_a_rule_takes_is_neither_kept_nor_answered_on_kafka_and_cassandra() {
+    what_a_rule_takes_is_neither_kept_nor_answered(Backend::Real);
 }

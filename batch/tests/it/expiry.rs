@@ -42,7 +42,7 @@ const SAME: &[Rule] = &[
 ];
 
 pub(crate) fn world() -> World {
-    World { rules: SAME, ..World::new(&format!("{DEFINITIONS}{RULES}")) }
+    World::ruled(&format!("{DEFINITIONS}{RULES}"), SAME)
 }
 
 /// How long a series is kept.
@@ -103,7 +103,7 @@ fn spread() -> Vec<Event> {
 
 #[tokio::test]
 async fn matching_states_below_the_horizon_are_counted_as_expired_and_not_written() {
-    let world = World { rules: SAME, ..World::new(&format!("{DEFINITIONS}{RULES}").replace("max_series = 5", "")) };
+    let world = World::ruled(&format!("{DEFINITIONS}{RULES}").replace("max_series = 5", ""), SAME);
     world.clock.set(START + 5 * HOUR);
     world.seal(0, &spread()).await;
     let outcome = world.run(Wanted::Cover).await.unwrap();

@@ -137,6 +137,11 @@ impl World {
         Self::with(definitions, &Config { memory_bytes: 64 << 20, parallelism: 2, ..Config::default() })
     }
 
+    /// With rules of expiry, which the definitions hold too.
+    pub(crate) fn ruled(definitions: &str, rules: &'static [Rule]) -> Self {
+        Self { rules, ..Self::new(definitions) }
+    }
+
     pub(crate) fn with(definitions: &str, config: &Config) -> Self {
         let files = [("metrics.toml".to_owned(), definitions.to_owned())];
         let catalog = Arc::new(Catalog::compile(&files, &Versions::default()).unwrap());

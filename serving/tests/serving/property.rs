@@ -7,7 +7,10 @@ use chrono::{DateTime, Datelike, NaiveTime, Offset, TimeZone, Timelike};
 use proptest::{prelude::*, test_runner::TestCaseError};
 use serde_json::{Value, json};
 
-use crate::world::{HOUR, MINUTE, PARTITIONS, SECOND, World};
+use crate::{
+    expiry,
+    world::{DAY, HOUR, MINUTE, PARTITIONS, SECOND, World},
+};
 
 /// 2024-10-26T00:00:00Z: clocks in Berlin go back in the night that follows.
 const BASE: i64 = 1_729_900_800 * SECOND;
@@ -28,7 +31,15 @@ enum Action {
     Append(Vec<Edit>),
     Flush(u32),
     Seal(u32),
-    Batch { publish: bool },
+    Batch {
+        publish: bool,
+    },
+    /// The horizon of a rule rises in one of the widths.
+    Raise {
+        rule: usize,
+        width: usize,
+        hour: i64,
+    },
 }
 
 fn edits() -> impl Strategy<Value = Edit> {
@@ -50,6 +61,22 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
         2 => any::<bool>().prop_map(|publish| Action::Batch { publish }),
     ];
     prop::collection::vec(action, 1..20)
+}
+
+fn actions_and_raises() -> impl Strategy<Value = Vec<Action>> {
+    let raise =
+        (0..2_usize, 0..3_usize, -2..50_i64).prop_map(|(rule, width, hour)| Action::Raise { rule, width, hour });
+    (actions(), prop::collection::vec(raise, 0..6)).prop_map(|(actions, raises)| {
+        // Spread evenly, the last one last.
+        let (every, mut raises) = (actions.len() / (raises.len() + 1) + 1, raises.into_iter());
+        let mut all = Vec::new();
+        for chunk in actions.chunks(every) {
+            all.extend_from_slice(chunk);
+            all.extend(raises.next());
+        }
+        all.extend(raises);
+        all
+    })
 }
 
 #[derive(Clone, Debug)]
@@ -117,7 +144,8 @@ fn bucket(ask: &Ask, at: i64) -> i64 {
 
 type Sums = BTreeMap<(Vec<String>, i64), (i64, i64, i64, i64)>;
 
-fn expected(ask: &Ask, appended: &[Edit], positions: &Value) -> Sums {
+fn expected(ask: &Ask, appended: &[Edit], meta: &Value) -> Sums {
+    let (positions, expired) = (&meta["speed"]["positions"], expiry::named(meta));
     let mut offsets = [0_u64; PARTITIONS as usize];
     let mut sums = Sums::new();
     for edit in appended {
@@ -127,7 +155,9 @@ fn expected(ask: &Ask, appended: &[Edit], positions: &Value) -> Sums {
         let in_range = (ask.from..ask.from + ask.minutes * MINUTE).contains(&edit.at);
         let passes = ask.country.is_none_or(|country| country == edit.country)
             && ask.channels.as_ref().is_none_or(|channels| channels.contains(&edit.channel));
-        if !below || !in_range || !passes {
+        let expires = |rule: usize| expiry::takes(rule, CHANNELS[edit.channel], COUNTRIES[edit.country]);
+        let gone = expired.iter().any(|&(rule, horizon)| expires(rule) && edit.at < horizon);
+        if !below || !in_range || !passes || gone {
             continue;
         }
         let value = |name: &&str| if *name == "channel" { CHANNELS[edit.channel] } else { COUNTRIES[edit.country] };
@@ -152,7 +182,22 @@ fn answered(ask: &Ask, body: &Value) -> Sums {
     sums
 }
 
-async fn check(world: &World, appended: &[Edit], ask: &Ask) -> Result<(), TestCaseError> {
+/// Whether the asked range reaches below a rule's horizon, whichever width answers, in a view that the rule concerns.
+fn must_be_named(ask: &Ask, rule: usize, horizons: [i64; 3]) -> bool {
+    let held = |name: &str, filtered: bool| filtered || ask.group_by.contains(&name);
+    let (channel, country) = (held("channel", ask.channels.is_some()), held("country", ask.country.is_some()));
+    let concerns = channel && (rule == 0 || country);
+    let can = |channel: &str, country: &str| {
+        let channels = ask.channels.as_ref();
+        channels.is_none_or(|own| own.iter().any(|&at| CHANNELS[at] == channel))
+            && ask.country.is_none_or(|own| COUNTRIES[own] == country)
+            && expiry::takes(rule, channel, country)
+    };
+    let matches = CHANNELS.iter().any(|channel| COUNTRIES.iter().any(|country| can(channel, country)));
+    concerns && matches && horizons.into_iter().all(|horizon| horizon > ask.from)
+}
+
+async fn check(world: &World, metric: &str, appended: &[Edit], ask: &Ask) -> Result<Value, TestCaseError> {
     let (from, to) = ((ask.from / 1000).to_string(), ((ask.from + ask.minutes * MINUTE) / 1000).to_string());
     let group_by = ask.group_by.join(",");
     let mut filter: Vec<String> =
@@ -167,16 +212,16 @@ async fn check(world: &World, appended: &[Edit], ask: &Ask) -> Result<(), TestCa
     params.extend(ask.step.map(|step| ("step", step)));
     params.extend(ask.zone.map(|zone| ("tz", zone)));
     params.extend(filter.as_deref().map(|filter| ("where", filter)));
-    let reply = world.query(&params).await;
+    let reply = world.query_of(metric, &params).await;
     prop_assert_eq!(reply.status.as_u16(), 200, "{}", reply.text());
     let body = reply.json();
-    prop_assert_eq!(answered(ask, &body), expected(ask, appended, &body["meta"]["speed"]["positions"]), "{:?}", ask);
-    Ok(())
+    prop_assert_eq!(answered(ask, &body), expected(ask, appended, &body["meta"]), "{:?}", ask);
+    Ok(body["meta"].clone())
 }
 
-async fn play(actions: Vec<Action>, asks: Vec<Ask>) -> Result<(), TestCaseError> {
-    let mut world = World::new().await;
+async fn play(mut world: World, metric: &str, actions: Vec<Action>, asks: Vec<Ask>) -> Result<(), TestCaseError> {
     let mut appended: Vec<Edit> = Vec::new();
+    let mut raised = [[i64::MIN; 3]; 2];
     for action in actions {
         match action {
             Action::Append(edits) => {
@@ -192,14 +237,29 @@ async fn play(actions: Vec<Action>, asks: Vec<Ask>) -> Result<(), TestCaseError>
             Action::Flush(partition) => world.flush(partition).await,
             Action::Seal(partition) => world.seal(partition).await,
             Action::Batch { publish } => world.batch(publish).await,
+            Action::Raise { rule, width, hour } => {
+                let length = [MINUTE, HOUR, DAY][width];
+                let to = (BASE + hour * HOUR).div_euclid(length) * length;
+                expiry::raise(&world, rule, length, to).await;
+                raised[rule][width] = raised[rule][width].max(to);
+            }
         }
         // Asked in between too, so that caches are filled before things change.
         if let Some(ask) = asks.first() {
-            check(&world, &appended, ask).await?;
+            check(&world, metric, &appended, ask).await?;
         }
     }
     for ask in &asks {
-        check(&world, &appended, ask).await?;
+        let meta = check(&world, metric, &appended, ask).await?;
+        let named = expiry::named(&meta);
+        for (rule, horizons) in raised.into_iter().enumerate() {
+            let own: Vec<i64> = named.iter().filter(|(named, _)| *named == rule).map(|(_, at)| *at).collect();
+            prop_assert!(own.iter().all(|at| horizons.contains(at)), "{named:?} of {horizons:?}");
+            prop_assert!(
+                !own.is_empty() || !must_be_named(ask, rule, horizons),
+                "rule {rule} of {horizons:?}: {ask:?}"
+            );
+        }
     }
     Ok(())
 }
@@ -215,7 +275,14 @@ proptest! {
     fn answers_equal_the_fold_of_the_prefix_that_they_name(
         actions in actions(), asks in prop::collection::vec(asks(), 1..6),
     ) {
-        runtime().block_on(play(actions, asks))?;
+        runtime().block_on(async { play(World::new().await, "added", actions, asks).await })?;
+    }
+
+    #[test]
+    fn answers_leave_out_exactly_what_they_name_as_expired(
+        actions in actions_and_raises(), asks in prop::collection::vec(asks(), 1..6),
+    ) {
+        runtime().block_on(async { play(expiry::world().await, "ruled", actions, asks).await })?;
     }
 }
 

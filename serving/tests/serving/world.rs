@@ -187,7 +187,11 @@ impl World {
     }
 
     pub(crate) async fn with(config: Config) -> Self {
-        let files = [("test.toml".to_owned(), DEFINITIONS.to_owned())];
+        Self::over(DEFINITIONS, config).await
+    }
+
+    pub(crate) async fn over(definitions: &str, config: Config) -> Self {
+        let files = [("test.toml".to_owned(), definitions.to_owned())];
         let catalog = Catalog::compile(&files, &Versions::default());
         let catalog = Arc::new(catalog.unwrap_or_else(|errors| panic!("{errors:?}")));
         let (store, log) = (Arc::new(MemoryStore::default()), Arc::new(MemoryLog::default()));
@@ -431,9 +435,13 @@ impl World {
 
     /// Changes the state of every view of a metric.
     pub(crate) async fn edit_views(&self, metric: &str, edit: impl Fn(&mut ViewState)) {
+        self.edit_views_of(metric, |_, state| edit(state)).await;
+    }
+
+    pub(crate) async fn edit_views_of(&self, metric: &str, edit: impl Fn(&View, &mut ViewState)) {
         for view in &self.catalog.metrics[metric].views {
             let (version, mut state) = generation::load_view(&*self.store, &view.id).await.unwrap();
-            edit(&mut state);
+            edit(view, &mut state);
             assert_eq!(generation::save_view(&*self.store, &view.id, version, &state).await.unwrap(), Commit::Applied);
         }
     }
