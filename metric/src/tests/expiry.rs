@@ -93,7 +93,7 @@ fn each_mistake_in_a_rule_is_told_with_its_place() {
         (
             "where = \"channel = 'free'\"\nretention = { \"1m\" = \"14d\" }",
             &[
-                "m.toml:28:22: buckets of 1m are kept for only 14d anyway (a rule can only shorten what the metric's retention says; leave it out)",
+                "m.toml:28:22: buckets of 1m are kept for only 2w anyway (a rule can only shorten what the metric's retention says; leave it out)",
             ],
         ),
         (
@@ -119,7 +119,7 @@ fn a_rule_that_shortens_nothing_is_refused() {
     let all = ADDED.replace("\"1h\" = \"2y\"", "\"1h\" = \"7d\"\n\"1d\" = \"3d\"").replace("14d", "5d");
     let text = format!("{EDITS}{all}[[metric.added.expire]]\nwhere = \"channel = 'free'\"\nafter = \"7d\"\n");
     let found = Catalog::compile(&[("m.toml".to_owned(), text)], &Versions::default()).map(|_| ()).unwrap_err();
-    assert!(found[0].message.contains("every rollup is kept for at most 7d anyway"), "{}", found[0]);
+    assert!(found[0].message.contains("every rollup is kept for at most 1w anyway"), "{}", found[0]);
 }
 
 #[test]
