@@ -13,7 +13,7 @@ use std::{
 
 use arrow::array::BooleanArray;
 use lamina_core::{Holdings, Job, Micros, Offset, Partition, Segment, archive, archive::Erased};
-use lamina_metric::{EventFilter, Metric, Source, time::format_time};
+use lamina_metric::{EventFilter, Metric, Source, archive as rows, time::format_time};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -98,7 +98,7 @@ impl Erasure {
                 holdings.erased.iter_mut().for_each(|erased| erased.rebuilt = true);
                 Ok(())
             };
-            archive::update(&*place.store, &place.log, place.partition, done).await?;
+            place.change(done).await?;
         }
         // A job that was begun again finds nothing more in the files, but what it noted.
         let Found { undecodable, .. } = found;
@@ -173,15 +173,15 @@ impl Erasure {
     }
 
     async fn take_out_of(&self, place: &Place, segment: &Segment, now: Micros) -> Result<Found, BatchError> {
-        let rows = rewrite::read(place, segment).await?;
+        let file = rewrite::read(place, segment).await?;
         let undecodable = |cause| BatchError::undecodable("of the archive", cause);
         let mut found = Found::default();
-        let mut masks: Vec<BooleanArray> = Vec::with_capacity(rows.batches.len());
-        for rows in &rows.batches {
-            let mask = lamina_metric::archive::passing(&self.source, &self.filter, rows).map_err(undecodable)?;
-            found.undecodable += lamina_metric::archive::undecodable(&self.source, rows).map_err(undecodable)?;
+        let mut masks: Vec<BooleanArray> = Vec::with_capacity(file.batches.len());
+        for batch in &file.batches {
+            let mask = rows::passing(&self.source, &self.filter, batch).map_err(undecodable)?;
+            found.undecodable += rows::undecodable(&self.source, batch).map_err(undecodable)?;
             found.records += mask.true_count() as u64;
-            found.time(rewrite::times(&self.source, rows, &mask).map_err(undecodable)?);
+            found.time(rewrite::times(&self.source, batch, &mask).map_err(undecodable)?);
             masks.push(mask);
             tokio::task::yield_now().await;
         }
@@ -190,7 +190,7 @@ impl Erasure {
         }
         found.files = 1;
         if !self.dry_run {
-            let emptied = rows.batches.iter().zip(&masks).map(|(rows, mask)| lamina_metric::archive::erase(rows, mask));
+            let emptied = file.batches.iter().zip(&masks).map(|(batch, mask)| rows::erase(batch, mask));
             let emptied = emptied.collect::<Result<Vec<_>, _>>().map_err(undecodable)?;
             let Found { records, files, event_time, .. } = found;
             let erased = Erased { job: self.job.clone(), records, files, event_time, rebuilt: false };

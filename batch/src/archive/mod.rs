@@ -14,7 +14,9 @@ mod rewrite;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use lamina_core::{LogId, Micros, Offset, Partition, Segment, Store, archive, generation::load_view};
+use lamina_core::{
+    ArchiveError, Holdings, Ledger, LogId, Micros, Offset, Partition, Segment, Store, archive, generation::load_view,
+};
 use lamina_metric::{Metric, Source};
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 use serde_json::{Value, json};
@@ -91,16 +93,14 @@ impl Batch {
         for (&partition, ledger) in &sealed.ledgers {
             let place = self.place(&sealed.log, partition);
             let upto = covered.get(&partition).copied().unwrap_or(0);
-            let mut segments = archive::segments(&*place.store, &place.log, partition, ledger, 0..upto).await?;
-            segments.retain(|segment| segment.end <= upto);
+            let mut segments = place.segments(ledger, upto).await?;
             let now = self.deps.clock.now();
             if let Some(kept) = self.retention.of(&source.name) {
                 let gone = retire::retire(&place, &metrics, &segments, now.saturating_sub(kept), now).await?;
-                cared.let_go += gone;
                 if gone > 0 {
-                    segments = archive::segments(&*place.store, &place.log, partition, ledger, 0..upto).await?;
-                    segments.retain(|segment| segment.end <= upto);
+                    segments = place.segments(ledger, upto).await?;
                 }
+                cared.let_go += gone;
             }
             if self.compaction {
                 let work = compact::compact(place.clone(), segments, now, Arc::clone(meter));
@@ -126,6 +126,20 @@ impl Batch {
 }
 
 impl Place {
+    /// What of the archive ends at or below `upto`, in offset order.
+    async fn segments(&self, ledger: &Ledger, upto: Offset) -> Result<Vec<Segment>, BatchError> {
+        let mut segments = archive::segments(&*self.store, &self.log, self.partition, ledger, 0..upto).await?;
+        segments.retain(|segment| segment.end <= upto);
+        Ok(segments)
+    }
+
+    async fn change<F>(&self, change: F) -> Result<Holdings, BatchError>
+    where
+        F: FnMut(&mut Holdings) -> Result<(), ArchiveError> + Send,
+    {
+        Ok(archive::update(&*self.store, &self.log, self.partition, change).await?)
+    }
+
     /// Removes the files that were unused at `before`.
     async fn remove_unused(&self, before: Micros) -> Result<u64, BatchError> {
         let (_, holdings) = archive::load(&*self.store, &self.log, self.partition).await?;
@@ -133,7 +147,7 @@ impl Place {
             return Ok(0);
         }
         let mut doomed = Vec::new();
-        archive::update(&*self.store, &self.log, self.partition, |holdings| {
+        self.change(|holdings| {
             doomed = holdings.doom(before);
             Ok(())
         })
@@ -141,11 +155,11 @@ impl Place {
         for path in &doomed {
             self.remove(path).await?;
         }
-        let forget = |holdings: &mut lamina_core::Holdings| {
+        self.change(|holdings| {
             holdings.removed(&doomed);
             Ok(())
-        };
-        archive::update(&*self.store, &self.log, self.partition, forget).await?;
+        })
+        .await?;
         Ok(doomed.len() as u64)
     }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use lamina_core::{Micros, Segment, archive, generation::load_view};
+use lamina_core::{Micros, Segment, generation::load_view};
 use lamina_metric::Metric;
 
 use super::{Place, files};
@@ -21,7 +21,7 @@ pub(super) async fn retire(
     let before = horizon.min(kept_from);
     let mut gone = 0;
     for run in runs(segments, before) {
-        archive::update(&*place.store, &place.log, place.partition, |holdings| holdings.let_go(run, now)).await?;
+        place.change(|holdings| holdings.let_go(run, now)).await?;
         gone += files(run);
     }
     Ok(gone)

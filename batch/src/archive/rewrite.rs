@@ -9,10 +9,7 @@ use arrow::{
     error::ArrowError,
 };
 use bytes::Bytes;
-use lamina_core::{
-    Archive, Counts, Micros, Segment,
-    archive::{Erased, update},
-};
+use lamina_core::{Archive, Counts, Micros, Segment, archive::Erased};
 use lamina_metric::{Source, archive};
 use object_store::{PutMode, PutOptions, path::Path};
 use uuid::Uuid;
@@ -100,19 +97,20 @@ pub(super) async fn replace(
     now: Micros,
 ) -> Result<Segment, BatchError> {
     let (file, archive) = draft(place, before, &rows)?;
-    let Place { store, log, partition, .. } = place;
     let after = Segment::joined(before, Some(archive.clone())).ok_or(BatchError::NothingToRewrite)?;
-    update(&**store, log, *partition, |holdings| {
-        holdings.announce(&archive.path, now);
-        Ok(())
-    })
-    .await?;
+    place
+        .change(|holdings| {
+            holdings.announce(&archive.path, now);
+            Ok(())
+        })
+        .await?;
     put(place, &archive.path, file).await?;
-    update(&**store, log, *partition, |holdings| match &erased {
-        None => holdings.replace(before, after.clone(), now),
-        Some(erased) => holdings.replace_erased(before, after.clone(), erased, now),
-    })
-    .await?;
+    place
+        .change(|holdings| match &erased {
+            None => holdings.replace(before, after.clone(), now),
+            Some(erased) => holdings.replace_erased(before, after.clone(), erased, now),
+        })
+        .await?;
     Ok(after)
 }
 
