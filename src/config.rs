@@ -18,7 +18,10 @@ use lamina_core::Micros;
 use lamina_metric::Length;
 use serde::Deserialize;
 
+use self::executors::{Engine, RawExecutor};
 use crate::backends::cassandra::WriteConsistency;
+
+mod executors;
 
 /// What is wrong with a configuration; each line stands for itself.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +48,8 @@ pub struct Config {
     pub batch: lamina_batch::Config,
     /// The Cassandra data centre that batch works in, if not the store's.
     pub batch_dc: Option<String>,
+    /// Where an executor takes plans.
+    pub executor_listen: SocketAddr,
     /// Partitions of topics that lamina makes.
     pub partitions: u32,
     /// Memory for decoded chunks in front of the store, bytes.
@@ -75,6 +80,7 @@ struct Raw {
     archive: RawArchive,
     speed: RawSpeed,
     batch: RawBatch,
+    executor: RawExecutor,
     serving: RawServing,
 }
 
@@ -161,6 +167,8 @@ struct RawBatch {
     retries: u32,
     lease: String,
     keep: String,
+    engine: Engine,
+    executors: Vec<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -180,6 +188,7 @@ impl Default for Raw {
             archive: RawArchive::default(),
             speed: RawSpeed::default(),
             batch: RawBatch::default(),
+            executor: RawExecutor::default(),
             serving: RawServing::default(),
         }
     }
@@ -249,6 +258,8 @@ impl Default for RawBatch {
             retries: 3,
             lease: "15s".into(),
             keep: "7d".into(),
+            engine: Engine::Local,
+            executors: Vec::new(),
         }
     }
 }
@@ -302,19 +313,9 @@ impl Config {
         let mut problems = Vec::new();
         let speed = speed(&raw.speed, &mut problems);
         let batch = batch(&raw.batch, &raw.archive, &speed, &mut problems);
-        let listen = raw.http.listen.parse().unwrap_or_else(|_| {
-            problems.push(format!(
-                "http.listen = {:?} is not an address; write for example \"127.0.0.1:8080\"",
-                raw.http.listen
-            ));
-            SocketAddr::from(([127, 0, 0, 1], 0))
-        });
-        if !listen.ip().is_loopback() {
-            problems.push(format!(
-                "http.listen = \"{listen}\" is not a loopback address: without keys and TLS lamina listens on loopback only; \
-                 put a proxy in front"
-            ));
-        }
+        let listen = executors::listen("http.listen", &raw.http.listen, "127.0.0.1:8080", &mut problems);
+        let executor_listen =
+            executors::listen("executor.listen", &raw.executor.listen, "127.0.0.1:9301", &mut problems);
         if !(1..=1_024).contains(&raw.log.partitions) {
             problems.push(format!("log.partitions = {} must lie within 1 and 1024", raw.log.partitions));
         }
@@ -358,6 +359,7 @@ impl Config {
             speed,
             batch,
             batch_dc: raw.batch.local_dc,
+            executor_listen,
             partitions: raw.log.partitions,
             cache_bytes: raw.serving.cache_mib << 20,
         })
@@ -420,6 +422,7 @@ fn batch(
         keep: duration("batch.keep", &raw.keep, problems),
         retention: retention(archive, problems),
         compaction: archive.compaction,
+        executors: executors::executors(raw.engine, &raw.executors, problems),
     }
 }
 
@@ -482,6 +485,26 @@ mod tests {
         assert!(error.contains("speed.ttl") && error.contains("four times") && error.contains("raise"), "{error}");
         assert!(with("40m").is_ok());
         assert!(load("[speed]\nttl = \"1m\"\n[batch]\nschedule = \"off\"\n").is_ok(), "no pause is known");
+    }
+
+    #[test]
+    fn executors_are_on_loopback_and_named_where_they_are_used() {
+        let errors = load(
+            "[batch]\nengine = \"distributed\"\nexecutors = [\"127.0.0.1:1\", \"https://a\"]\n\
+             [executor]\nlisten = \"0.0.0.0:9301\"\n",
+        );
+        let errors = errors.unwrap_err();
+        for part in ["executor.listen", "loopback", "\"127.0.0.1:1\"", "\"https://a\""] {
+            assert!(errors.contains(part), "{part} is not in: {errors}");
+        }
+        let error = load("[batch]\nengine = \"distributed\"\n").unwrap_err();
+        assert!(error.contains("needs batch.executors"), "{error}");
+        let twice = "executors = [\"http://127.0.0.1:1\", \"http://127.0.0.1:1/\"]\n";
+        assert!(load(&format!("[batch]\n{twice}")).unwrap_err().contains("twice"));
+        let config = load("[batch]\nengine = \"distributed\"\nexecutors = [\"http://127.0.0.1:9301\"]\n").unwrap();
+        assert_eq!(config.batch.executors.len(), 1);
+        let unused = load("[batch]\nexecutors = [\"http://127.0.0.1:9301\"]\n").unwrap();
+        assert!(unused.batch.executors.is_empty() && unused.executor_listen.port() == 9301);
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod backends;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod executor;
 pub mod registry;
 pub mod run;
 pub mod telemetry;

@@ -151,12 +151,18 @@ pub(crate) fn open_archive(config: &Config) -> Result<Arc<dyn ObjectStore>, Star
     opened.map_err(|cause| StartError::Archive { place, cause })
 }
 
-/// A process that runs until it is told to stop.
+/// What runs in a process until it is told to stop.
+#[derive(Default)]
+pub struct Tasks {
+    stop: CancellationToken,
+    running: TaskTracker,
+}
+
+/// A process with its backends and definitions, that runs until it is told to stop.
 pub struct Node {
     pub backends: Backends,
     pub definitions: Arc<Definitions<dyn Store>>,
-    stop: CancellationToken,
-    tasks: TaskTracker,
+    tasks: Tasks,
 }
 
 impl Node {
@@ -176,12 +182,12 @@ impl Node {
             Err(CatalogError::Store(error @ StoreError::Refused(_))) => return Err(StartError::Store(error)),
             Err(error) => tracing::warn!(%error, "definitions are not loaded yet, trying again"),
         }
-        Ok(Self { backends, definitions, stop: CancellationToken::new(), tasks: TaskTracker::new() })
+        Ok(Self { backends, definitions, tasks: Tasks::default() })
     }
 
     /// Ends when the process is to stop; cancelling it stops the process.
     pub fn stop(&self) -> CancellationToken {
-        self.stop.clone()
+        self.tasks.stop()
     }
 
     /// Starts the roles. Returns the address that HTTP listens on.
@@ -194,10 +200,11 @@ impl Node {
         let listener = TcpListener::bind(config.listen).await;
         let listener = listener.map_err(|cause| StartError::Listen { address: config.listen, cause })?;
         let address = listener.local_addr().map_err(|cause| StartError::Listen { address: config.listen, cause })?;
+        let tasks = &self.tasks;
         self.keep_definitions_fresh();
         let Backends { log, store, batch_store, archive, cassandra } = &self.backends;
         if let Some(cassandra) = cassandra {
-            self.tasks.spawn(skew::watch(Arc::clone(cassandra), self.stop.clone()));
+            tasks.running.spawn(skew::watch(Arc::clone(cassandra), tasks.stop()));
         }
         if roles.speed {
             let deps = lamina_speed::Deps {
@@ -207,7 +214,7 @@ impl Node {
                 catalog: self.definitions.watch(),
                 clock: Arc::clone(&clock),
             };
-            self.spawn("speed", lamina_speed::run(deps, config.speed.clone(), self.stop.clone()));
+            tasks.spawn("speed", lamina_speed::run(deps, config.speed.clone(), tasks.stop()));
         }
         if roles.batch {
             let deps = lamina_batch::Deps {
@@ -217,7 +224,7 @@ impl Node {
                 catalog: self.definitions.watch(),
                 clock: Arc::clone(&clock),
             };
-            self.spawn("batch", lamina_batch::run(deps, config.batch.clone(), self.stop.clone()));
+            tasks.spawn("batch", lamina_batch::run(deps, config.batch.clone(), tasks.stop()));
         }
         let deps = lamina_serving::Deps {
             log: Arc::clone(log),
@@ -241,15 +248,38 @@ impl Node {
         } else {
             lamina_serving::health_router(deps, &serving)
         };
-        self.spawn("serving", lamina_serving::run(listener, app, serving, self.stop.clone()));
+        tasks.spawn("serving", lamina_serving::run(listener, app, serving, tasks.stop()));
         Ok(address)
     }
 
     /// Waits for the stop, then for everything to end. False if something had to be given up.
     pub async fn finished(self) -> bool {
+        self.tasks.finished().await
+    }
+
+    fn keep_definitions_fresh(&self) {
+        let (definitions, stop) = (Arc::clone(&self.definitions), self.tasks.stop());
+        self.tasks.running.spawn(async move {
+            while stop.run_until_cancelled(tokio::time::sleep(REFRESH)).await.is_some() {
+                if let Err(error) = definitions.refresh().await {
+                    tracing::warn!(%error, "definitions are not refreshed");
+                }
+            }
+        });
+    }
+}
+
+impl Tasks {
+    /// Ends when the process is to stop; cancelling it stops the process.
+    pub fn stop(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
+    /// Waits for the stop, then for everything to end. False if something had to be given up.
+    pub async fn finished(self) -> bool {
         self.stop.cancelled().await;
-        self.tasks.close();
-        let ended = tokio::time::timeout(GRACE, self.tasks.wait()).await.is_ok();
+        self.running.close();
+        let ended = tokio::time::timeout(GRACE, self.running.wait()).await.is_ok();
         if !ended {
             tracing::warn!("grace period is over and tasks still run");
         }
@@ -257,13 +287,13 @@ impl Node {
     }
 
     /// A task that ends early, with or without an error, stops the process: half a process helps nobody.
-    fn spawn<E: std::error::Error + Send + 'static>(
+    pub(crate) fn spawn<E: std::error::Error + Send + 'static>(
         &self,
         name: &'static str,
         task: impl Future<Output = Result<(), E>> + Send + 'static,
     ) {
         let stop = self.stop.clone();
-        self.tasks.spawn(async move {
+        self.running.spawn(async move {
             let ended = task.await;
             if let Err(error) = &ended {
                 tracing::error!(name, error = error as &dyn std::error::Error, "role failed");
@@ -271,17 +301,6 @@ impl Node {
                 tracing::error!(name, "role ended early");
             }
             stop.cancel();
-        });
-    }
-
-    fn keep_definitions_fresh(&self) {
-        let (definitions, stop) = (Arc::clone(&self.definitions), self.stop.clone());
-        self.tasks.spawn(async move {
-            while stop.run_until_cancelled(tokio::time::sleep(REFRESH)).await.is_some() {
-                if let Err(error) = definitions.refresh().await {
-                    tracing::warn!(%error, "definitions are not refreshed");
-                }
-            }
         });
     }
 }

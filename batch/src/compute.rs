@@ -6,25 +6,23 @@ use std::{
     sync::Arc,
 };
 
-use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use lamina_core::{Counts, Micros, Offset, Partition, Segment, Store, store::period};
 use lamina_metric::Metric;
-use object_store::ObjectStore;
 
 use crate::{
     BatchError, Meter, cap,
     compare::{Changes, compare},
     context::Engine,
-    files::{self, Fetched},
+    distributed::Fleet,
     fold::{self, Fates},
     open::Target,
     plan::{self, File, FileKey},
     rollup::Rollup,
+    scan::Piece,
 };
 
-/// Files that are fetched at once.
-const FETCHED_TOGETHER: usize = 4;
-/// Records folded together at most: a run can be stopped between groups, and so much is held besides DataFusion.
+/// Records folded together at most, for each executor: a run can be stopped between groups, and so much is held besides
+/// DataFusion.
 const RECORDS_TOGETHER: u64 = 500_000;
 /// Bytes that a record is assumed to cost in one rollup, states being fewer than records and larger.
 const RECORD_COST: usize = 64;
@@ -39,7 +37,6 @@ pub(crate) enum Mode {
 /// Everything that the work needs, so that it can move to batch's runtime.
 pub(crate) struct Work {
     pub(crate) store: Arc<dyn Store>,
-    pub(crate) archive: Arc<dyn ObjectStore>,
     pub(crate) engine: Arc<Engine>,
     pub(crate) metric: Arc<Metric>,
     pub(crate) targets: Vec<Arc<Target>>,
@@ -120,6 +117,8 @@ impl Work {
             ..Done::default()
         };
         let files = self.needed();
+        let mut fleet = if files.is_empty() { None } else { self.engine.fleet().await? };
+        let ways = fleet.as_ref().map_or(1, Fleet::len);
         let passes = plan::passes(&files, period(self.metric.grain), self.budget());
         let shares: Vec<Vec<File>> = (0..passes.len()).map(|at| share(&files, &passes, at)).collect();
         let total = shares.iter().map(Vec::len).sum::<usize>() as u64;
@@ -132,8 +131,9 @@ impl Work {
             .collect();
         let mut known = Known::default();
         for (pass, share) in passes.iter().zip(shares) {
-            for group in plan::together(share, (self.engine.memory_bytes / 4) as u64, RECORDS_TOGETHER) {
-                self.group(group, pass, &mut rollups, &mut known, &mut done).await?;
+            let bytes = (self.engine.memory_bytes / 4 * ways) as u64;
+            for group in plan::together(share, bytes, RECORDS_TOGETHER * ways as u64) {
+                self.group(group, pass, fleet.as_mut(), &mut rollups, &mut known, &mut done).await?;
             }
             for rollup in rollups.iter_mut().flatten() {
                 self.finish(rollup, pass, extent, &mut done).await?;
@@ -171,21 +171,20 @@ impl Work {
         &self,
         files: Vec<File>,
         pass: &Range<Micros>,
+        fleet: Option<&mut Fleet>,
         rollups: &mut [Vec<Rollup>],
         known: &mut Known,
         done: &mut Done,
     ) -> Result<(), BatchError> {
-        let windows: Vec<_> = files.iter().map(|file| known.window(file, pass)).collect();
+        let piece = |file: &File| Piece { file: file.clone(), window: known.window(file, pass) };
+        let pieces: Vec<Piece> = files.iter().map(piece).collect();
         // Several passes may read the same file: it counts once.
         let unseen = |file: &&File| known.seen.insert(file.key());
         let new: Vec<(FileKey, Counts)> =
             files.iter().filter(unseen).map(|file| (file.key(), file.archive.counts)).collect();
         let rows = new.iter().map(|(_, counts)| counts.records()).sum();
         let count = files.len() as u64;
-        let fetches: Vec<_> = files.into_iter().map(|file| files::fetch(&self.archive, file).boxed()).collect();
-        let mut fetched: Vec<Fetched> = stream::iter(fetches).buffered(FETCHED_TOGETHER).try_collect().await?;
-        fetched.iter_mut().zip(windows).for_each(|(file, window)| file.window = window);
-        let (parts, fates) = fold::fold(&self.engine.query(), &self.metric, fetched).await?;
+        let (parts, fates) = fold::fold(&self.engine, fleet, &self.metric, pieces).await?;
         for groups in &parts {
             for (target, rollups) in self.targets.iter().zip(rollups.iter_mut()) {
                 let named = cap::series_of(groups, &target.view)

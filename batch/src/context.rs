@@ -3,22 +3,26 @@
 use std::{future::Future, sync::Arc};
 
 use datafusion::{
+    error::DataFusionError,
     execution::{
         TaskContext,
         disk_manager::{DiskManagerBuilder, DiskManagerMode},
         memory_pool::FairSpillPool,
+        object_store::ObjectStoreUrl,
         runtime_env::{RuntimeEnv, RuntimeEnvBuilder},
     },
     prelude::SessionConfig,
 };
 use lamina_core::offload;
+use object_store::ObjectStore;
 use tokio::{
     runtime::{Builder, Runtime},
     task::JoinError,
 };
 use tokio_util::task::AbortOnDropHandle;
+use url::Url;
 
-use crate::{BatchError, Config};
+use crate::{BatchError, Config, distributed::Fleet};
 
 /// Rows decoded and aggregated at once, at most and at least. Aggregation spills between batches, so that the states
 /// which one batch begins must fit into memory.
@@ -33,10 +37,17 @@ pub(crate) struct Engine {
     environment: Arc<RuntimeEnv>,
     pub(crate) parallelism: usize,
     pub(crate) memory_bytes: usize,
+    /// Where executors are; none if all is folded here.
+    executors: Vec<Url>,
+}
+
+/// Under which plans find the archive.
+pub(crate) fn archive_url() -> Result<ObjectStoreUrl, DataFusionError> {
+    ObjectStoreUrl::parse("lamina://archive")
 }
 
 impl Engine {
-    pub(crate) fn new(config: &Config) -> Result<Self, BatchError> {
+    pub(crate) fn new(config: &Config, archive: Arc<dyn ObjectStore>) -> Result<Self, BatchError> {
         let &Config { memory_bytes, parallelism, nice, .. } = config;
         let parallelism = parallelism.max(1);
         let runtime = (!offload::is_inline()).then(|| own_runtime(parallelism, nice)).transpose()?;
@@ -44,7 +55,25 @@ impl Engine {
             .with_memory_pool(Arc::new(FairSpillPool::new(memory_bytes)))
             .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::OsTmpDirectory))
             .build_arc()?;
-        Ok(Self { runtime, environment, parallelism, memory_bytes })
+        environment.register_object_store(archive_url()?.as_ref(), archive);
+        Ok(Self { runtime, environment, parallelism, memory_bytes, executors: config.executors.clone() })
+    }
+
+    /// The executors that a run can use; `None` if all is folded here.
+    pub(crate) async fn fleet(&self) -> Result<Option<Fleet>, BatchError> {
+        match &self.executors[..] {
+            [] => Ok(None),
+            some => Fleet::muster(some).await.map(Some),
+        }
+    }
+
+    pub(crate) fn environment(&self) -> Arc<RuntimeEnv> {
+        Arc::clone(&self.environment)
+    }
+
+    /// Rows decoded and aggregated at once.
+    pub(crate) fn batch_size(&self) -> usize {
+        (self.memory_bytes / self.parallelism / ROW_COST).clamp(SMALLEST_BATCH, LARGEST_BATCH)
     }
 
     /// Runs `work` on batch's runtime; it is aborted when the caller goes away, and a panic is an error.
@@ -62,9 +91,7 @@ impl Engine {
 
     /// What one query runs with.
     pub(crate) fn query(&self) -> Arc<TaskContext> {
-        let config = SessionConfig::new()
-            .with_target_partitions(self.parallelism)
-            .with_batch_size((self.memory_bytes / self.parallelism / ROW_COST).clamp(SMALLEST_BATCH, LARGEST_BATCH));
+        let config = SessionConfig::new().with_target_partitions(self.parallelism).with_batch_size(self.batch_size());
         Arc::new(TaskContext::default().with_session_config(config).with_runtime(Arc::clone(&self.environment)))
     }
 }

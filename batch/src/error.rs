@@ -60,6 +60,15 @@ pub enum BatchError {
         "the states of the run hold {found} events where {expected} were folded: events got lost or were counted twice"
     )]
     NotFolded { expected: u64, found: u64 },
+    #[error(
+        "the engine did not say once what became of the events of the file of partition {partition} from offset {start}"
+    )]
+    Unaccounted { partition: Partition, start: Offset },
+    /// What an executor found, in its words.
+    #[error("executor {executor}: {text}")]
+    Executor { executor: String, text: String, violation: bool },
+    #[error("no executor of batch.executors is left: {}", .0.join("; "))]
+    NoExecutor(Vec<String>),
     #[error("aggregation failed")]
     Compute(#[from] datafusion::error::DataFusionError),
     #[error("events of the archive do not fit the metric")]
@@ -129,6 +138,8 @@ impl BatchError {
                 | Self::Hole { .. }
                 | Self::NotConserved { .. }
                 | Self::NotFolded { .. }
+                | Self::Unaccounted { .. }
+                | Self::Executor { violation: true, .. }
         )
     }
 

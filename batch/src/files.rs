@@ -33,11 +33,15 @@ pub(crate) struct Fetched {
     pub(crate) file: File,
     pub(crate) bytes: Bytes,
     /// Only events of this time are folded; `None` is all.
-    pub(crate) window: Option<Range<Micros>>,
+    window: Option<Range<Micros>>,
 }
 
-/// Fetches a file and checks its size and checksum.
-pub(crate) async fn fetch(store: &Arc<dyn ObjectStore>, file: File) -> Result<Fetched, BatchError> {
+/// Fetches a file, of which events of `window` are folded, and checks its size and checksum.
+pub(crate) async fn fetch(
+    store: &Arc<dyn ObjectStore>,
+    file: File,
+    window: Option<Range<Micros>>,
+) -> Result<Fetched, BatchError> {
     let path = &file.archive.path;
     let unreadable = |cause| BatchError::Unreadable { path: path.clone(), cause };
     let at = Path::parse(path).map_err(|cause| unreadable(cause.into()))?;
@@ -51,7 +55,7 @@ pub(crate) async fn fetch(store: &Arc<dyn ObjectStore>, file: File) -> Result<Fe
     if checksum != file.archive.checksum {
         return Err(differs("CRC-32", file.archive.checksum.into(), checksum.into()));
     }
-    Ok(Fetched { file, bytes, window: None })
+    Ok(Fetched { file, bytes, window })
 }
 
 /// Reads a file's accepted events, batch by batch, and proves at the end that the rows are those of the ledger.

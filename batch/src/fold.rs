@@ -1,8 +1,8 @@
 //! The fold of archive files in DataFusion: accepted events → the metric's prepared rows → states by
 //! (partition, epoch, dimensions, bucket).
 //!
-//! A file holds whole epochs and lies whole in one of DataFusion's partitions, so each partition's aggregation is final by
-//! itself and nothing is shuffled.
+//! The plan is `Report(AggregateExec(Scan))`, the same here and on executors. A file holds whole epochs and lies whole in one
+//! of DataFusion's partitions, so each partition's aggregation is final by itself and nothing is shuffled.
 
 use std::{
     collections::HashMap,
@@ -16,27 +16,27 @@ use arrow::{
 };
 use datafusion::{
     error::DataFusionError,
-    execution::{SendableRecordBatchStream, TaskContext},
     functions_aggregate::min_max::min_udaf,
     logical_expr::AggregateUDF,
     physical_expr::{PhysicalExpr, aggregate::AggregateExprBuilder, expressions::col},
     physical_plan::{
         ExecutionPlan,
         aggregates::{AggregateExec, AggregateMode, PhysicalGroupBy},
-        stream::RecordBatchStreamAdapter,
-        streaming::{PartitionStream, StreamingTableExec},
     },
 };
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{TryStreamExt, stream};
 use lamina_core::{Micros, Offset, Partition};
 use lamina_metric::{Layout, Metric, States, decode_states, states_udaf};
 use tokio::task::JoinSet;
 
 use crate::{
     BatchError,
-    context::stopped,
+    context::{Engine, stopped},
+    distributed::Fleet,
     files::{Events, Fetched},
     plan::FileKey,
+    report::{self, Folded, Report},
+    scan::{Piece, Scan},
 };
 
 const EPOCH: &str = "_epoch";
@@ -74,47 +74,52 @@ pub(crate) struct Fates {
     pub(crate) rejected: u64,
 }
 
-/// Folds files, and says what became of their accepted events. Fails if a file does not hold what the ledger says, or if
-/// the states do not hold what was folded.
+/// Folds files, on a fleet if there is one, and says what became of their accepted events. Fails if a file does not hold
+/// what the ledger says, or if the states do not hold what was folded.
 pub(crate) async fn fold(
-    context: &Arc<TaskContext>,
+    engine: &Engine,
+    fleet: Option<&mut Fleet>,
     metric: &Arc<Metric>,
-    files: Vec<Fetched>,
+    pieces: Vec<Piece>,
 ) -> Result<(Vec<Groups>, FatesByFile), BatchError> {
-    let fates = Arc::new(Mutex::new(FatesByFile::new()));
-    let schema = schema(metric);
-    let partitions = share_out(files, context.session_config().target_partitions());
-    let partitions = partitions.into_iter().map(|files| {
-        let (metric, schema, fates) = (Arc::clone(metric), SchemaRef::clone(&schema), Arc::clone(&fates));
-        Arc::new(Files { metric, schema, files: Mutex::new(files), fates }) as Arc<dyn PartitionStream>
-    });
-    let partitions: Vec<_> = partitions.collect();
-    let count = partitions.len();
-    let input = StreamingTableExec::try_new(SchemaRef::clone(&schema), partitions, None, [], false, None)?;
-    let plan = Arc::new(aggregation(metric, &schema, Arc::new(input))?);
+    let parts = match fleet {
+        Some(fleet) => fleet.fold(engine, metric, pieces.clone()).await?,
+        None => here(engine, metric, pieces.clone()).await?,
+    };
+    report::together(&pieces, parts)
+}
+
+/// Folds in this process.
+async fn here(engine: &Engine, metric: &Arc<Metric>, pieces: Vec<Piece>) -> Result<Vec<Folded>, BatchError> {
+    let plan = plan(metric, share_out(pieces, engine.parallelism))?;
+    let context = engine.query();
     let mut tasks = JoinSet::new();
-    for partition in 0..count {
-        let (plan, context, metric) = (Arc::clone(&plan), Arc::clone(context), Arc::clone(metric));
+    for partition in 0..plan.properties().partitioning.partition_count() {
+        let (plan, context, metric) = (Arc::clone(&plan), Arc::clone(&context), Arc::clone(metric));
         tasks.spawn(async move {
             let output: Vec<RecordBatch> = plan.execute(partition, context)?.try_collect().await.map_err(own)?;
-            groups(&metric, &output)
+            report::read(&metric, &output)
         });
     }
-    let mut all = Vec::with_capacity(count);
+    let mut all = Vec::with_capacity(tasks.len());
     while let Some(done) = tasks.join_next().await {
         all.push(done.map_err(stopped)??);
     }
-    let fates = std::mem::take(&mut *fates.lock().unwrap_or_else(PoisonError::into_inner));
-    let expected = fates.values().map(|fates| fates.folded).sum();
-    let found = all.iter().flat_map(|groups| (0..groups.len()).map(|row| groups.states.count(row))).sum();
-    if expected != found {
-        return Err(BatchError::NotFolded { expected, found });
-    }
-    Ok((all, fates))
+    Ok(all)
+}
+
+/// The plan that folds these files, a partition each.
+pub(crate) fn plan(
+    metric: &Arc<Metric>,
+    partitions: Vec<Vec<Piece>>,
+) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
+    let scan = Arc::new(Scan::new(Arc::clone(metric), partitions));
+    let fold = aggregation(metric, &scan.schema(), scan)?;
+    Ok(Arc::new(Report::over(Arc::new(fold))?))
 }
 
 /// Our own error back out of DataFusion's.
-fn own(error: DataFusionError) -> BatchError {
+pub(crate) fn own(error: DataFusionError) -> BatchError {
     match error {
         DataFusionError::External(cause) => match cause.downcast::<BatchError>() {
             Ok(own) => *own,
@@ -125,21 +130,21 @@ fn own(error: DataFusionError) -> BatchError {
 }
 
 /// Spreads files over `ways`, the largest first, each to where least is.
-fn share_out(mut files: Vec<Fetched>, ways: usize) -> Vec<Vec<Fetched>> {
-    let rows = |file: &Fetched| file.file.archive.counts.records();
-    files.sort_by_key(|file| std::cmp::Reverse(rows(file)));
-    let mut shares: Vec<(u64, Vec<Fetched>)> =
-        (0..ways.clamp(1, files.len().max(1))).map(|_| (0, Vec::new())).collect();
-    for file in files {
+pub(crate) fn share_out(mut pieces: Vec<Piece>, ways: usize) -> Vec<Vec<Piece>> {
+    let rows = |piece: &Piece| piece.file.archive.counts.records();
+    pieces.sort_by_key(|piece| std::cmp::Reverse(rows(piece)));
+    let mut shares: Vec<(u64, Vec<Piece>)> = (0..ways.clamp(1, pieces.len().max(1))).map(|_| (0, Vec::new())).collect();
+    for piece in pieces {
         if let Some(least) = shares.iter_mut().min_by_key(|(sum, _)| *sum) {
-            least.0 += rows(&file);
-            least.1.push(file);
+            least.0 += rows(&piece);
+            least.1.push(piece);
         }
     }
-    shares.into_iter().map(|(_, files)| files).collect()
+    shares.into_iter().map(|(_, pieces)| pieces).collect()
 }
 
-fn schema(metric: &Metric) -> SchemaRef {
+/// Columns of prepared rows, and the start of their epoch.
+pub(crate) fn schema(metric: &Metric) -> SchemaRef {
     let prepared = metric.prepared_schema();
     let epoch = Arc::new(Field::new(EPOCH, DataType::UInt64, false));
     Arc::new(Schema::new(prepared.fields().iter().cloned().chain([epoch]).collect::<Vec<_>>()))
@@ -186,7 +191,7 @@ fn aggregate(
 }
 
 /// DataFusion's output as columns that are cheap to walk.
-fn groups(metric: &Metric, output: &[RecordBatch]) -> Result<Groups, BatchError> {
+pub(crate) fn groups(metric: &Metric, output: &[RecordBatch]) -> Result<Groups, BatchError> {
     let width = metric.dimensions.len();
     let mut groups = Groups {
         partitions: Vec::new(),
@@ -226,47 +231,15 @@ fn groups(metric: &Metric, output: &[RecordBatch]) -> Result<Groups, BatchError>
     Ok(groups)
 }
 
-/// Some files as one of DataFusion's partitions. It can be executed once.
-struct Files {
-    metric: Arc<Metric>,
-    schema: SchemaRef,
-    files: Mutex<Vec<Fetched>>,
-    fates: Arc<Mutex<FatesByFile>>,
-}
-
-impl std::fmt::Debug for Files {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Files").finish_non_exhaustive()
-    }
-}
-
-impl PartitionStream for Files {
-    fn schema(&self) -> &SchemaRef {
-        &self.schema
-    }
-
-    fn execute(&self, context: Arc<TaskContext>) -> SendableRecordBatchStream {
-        let together = context.session_config().batch_size();
-        let files = std::mem::take(&mut *self.files.lock().unwrap_or_else(PoisonError::into_inner));
-        let shared = (Arc::clone(&self.metric), SchemaRef::clone(&self.schema), Arc::clone(&self.fates));
-        let rows = stream::iter(files).then(move |fetched| {
-            let (metric, schema, fates) = shared.clone();
-            async move { prepared(metric, schema, fates, fetched, together) }
-        });
-        let rows = rows.try_flatten().map_err(|error| DataFusionError::External(Box::new(error)));
-        Box::pin(RecordBatchStreamAdapter::new(SchemaRef::clone(&self.schema), rows))
-    }
-}
-
 /// The prepared rows of one file, each with its epoch's start.
-fn prepared(
+pub(crate) fn prepared(
     metric: Arc<Metric>,
-    schema: SchemaRef,
     fates: Arc<Mutex<FatesByFile>>,
     fetched: Fetched,
     together: usize,
 ) -> Result<impl futures::Stream<Item = Result<RecordBatch, BatchError>>, BatchError> {
     let (key, accepted) = (fetched.file.key(), fetched.file.archive.counts.accepted);
+    let schema = schema(&metric);
     let events = Events::open(&metric, fetched, together)?;
     Ok(stream::try_unfold((events, Fates::default()), move |(mut events, mut sum)| {
         let (metric, schema, fates) = (Arc::clone(&metric), SchemaRef::clone(&schema), Arc::clone(&fates));

@@ -1,6 +1,7 @@
 //! The batch layer: covers sealed epochs with long-lived chunks, from the archive, and rebuilds what it is asked to.
 //!
-//! Flow of a run: `plan` (which epochs) → `files` (verified) → `fold` (DataFusion) → `cap` → `rollup` (chunks) → publish.
+//! Flow of a run: `plan` (which epochs) → `fold` (DataFusion: `scan` of verified `files`, states, `report`; here, or
+//! `distributed` on executors) → `cap` → `rollup` (chunks) → publish.
 //!
 //! # Invariants
 //! - A generation covers whole sealed epochs, all of them up to its cut: a hole or a file that does not hold what the
@@ -14,6 +15,7 @@ mod cap;
 mod compare;
 mod compute;
 mod context;
+mod distributed;
 mod error;
 mod expiry;
 mod files;
@@ -24,8 +26,10 @@ mod lease;
 mod meter;
 mod open;
 mod plan;
+mod report;
 mod rollup;
 mod run;
+mod scan;
 mod schedule;
 mod telemetry;
 mod versions;
@@ -37,8 +41,10 @@ use lamina_metric::Catalog;
 use object_store::ObjectStore;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use url::Url;
 
 pub use archive::Retention;
+pub use distributed::execute;
 pub use error::BatchError;
 pub use meter::Meter;
 pub use run::{Batch, Outcome, Wanted};
@@ -64,6 +70,8 @@ pub struct Config {
     pub retention: Retention,
     /// Whether small files of the archive are put together.
     pub compaction: bool,
+    /// Where executors are, whose threads and memory then fold instead of this process's; none: all is folded here.
+    pub executors: Vec<Url>,
 }
 
 impl Default for Config {
@@ -78,6 +86,7 @@ impl Default for Config {
             keep: Duration::from_secs(7 * 24 * 3_600),
             retention: Retention::default(),
             compaction: true,
+            executors: Vec::new(),
         }
     }
 }

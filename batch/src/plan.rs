@@ -7,6 +7,7 @@ use lamina_core::{
     store::{Consistency, period},
 };
 use lamina_metric::Metric;
+use serde::{Deserialize, Serialize};
 
 use crate::BatchError;
 
@@ -86,7 +87,7 @@ fn check_chain(partition: Partition, range: &Range<Offset>, segments: &[Segment]
 pub(crate) type FileKey = (Partition, Offset);
 
 /// An archive file to read: whole epochs of one partition.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct File {
     pub(crate) partition: Partition,
     pub(crate) offsets: Range<Offset>,

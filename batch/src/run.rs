@@ -94,7 +94,7 @@ impl Batch {
     /// # Errors
     /// If the runtime cannot start.
     pub fn new(deps: Deps, config: &Config) -> Result<Self, BatchError> {
-        let engine = Engine::new(config)?;
+        let engine = Engine::new(config, Arc::clone(&deps.archive))?;
         let Config { keep, retention, compaction, .. } = config.clone();
         Ok(Self { deps, engine: Arc::new(engine), keep, retention, compaction })
     }
@@ -239,7 +239,6 @@ impl Batch {
         let work = Work {
             segments: sealed.segments(store, &from, &upto).await?,
             store: Arc::clone(&self.deps.store),
-            archive: Arc::clone(&self.deps.archive),
             engine: Arc::clone(&self.engine),
             metric: Arc::clone(metric),
             targets: targets.to_vec(),

@@ -20,6 +20,9 @@ const COVERED: &str = "lamina_batch_covered_records";
 const PUBLISHED: &str = "lamina_batch_published_seconds";
 const FILES: &str = "lamina_batch_archive_files_total";
 const LEADER: &str = "lamina_batch_leader";
+const EXECUTORS: &str = "lamina_batch_executors";
+const LOST: &str = "lamina_batch_executors_lost_total";
+const SHARES: &str = "lamina_executor_shares_total";
 
 /// Describes batch's metrics to the recorder that is installed.
 pub(crate) fn describe_metrics() {
@@ -56,6 +59,36 @@ pub(crate) fn describe_metrics() {
         "Files of the archive by what was done: merged, written, expired (by retention), removed"
     );
     describe_gauge!(LEADER, Unit::Count, "1 while this process leads batch");
+    describe_gauge!(EXECUTORS, Unit::Count, "Executors that the run under way, or the last one, could use");
+    describe_counter!(
+        LOST,
+        Unit::Count,
+        "Times that an executor was left out of a run: not there, silent, or of another version"
+    );
+}
+
+/// Describes an executor's metrics to the recorder that is installed.
+pub(crate) fn describe_executor() {
+    describe_counter!(
+        SHARES,
+        Unit::Count,
+        "Plans that leaders sent, by outcome: taken, or refused as no fold of archive files"
+    );
+}
+
+/// Notes how many executors a run can use.
+pub(crate) fn executors(count: usize) {
+    gauge!(EXECUTORS).set(count as f64);
+}
+
+/// Counts an executor that is left out of a run.
+pub(crate) fn lost(executor: &str) {
+    counter!(LOST, "executor" => executor.to_owned()).increment(1);
+}
+
+/// Counts a plan that a leader sent to this executor.
+pub(crate) fn taken(yes: bool) {
+    counter!(SHARES, "outcome" => if yes { "taken" } else { "refused" }).increment(1);
 }
 
 pub(crate) fn ran(metric: &str, outcome: &'static str, took: Duration) {

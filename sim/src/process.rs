@@ -243,6 +243,7 @@ fn batch(
         keep: Duration::from_secs(3_600),
         retention: lamina_batch::Retention::default(),
         compaction: true,
+        executors: Vec::new(),
     };
     async move { drop(lamina_batch::run(deps, config, stop).await) }
 }

@@ -10,7 +10,8 @@ use super::{ConfigFile, Done, Failure};
 use crate::{
     backends::cassandra,
     config::{Config, StoreConfig},
-    run::{Node, Roles, cassandra_config},
+    executor,
+    run::{Node, Roles, Tasks, cassandra_config},
     telemetry,
 };
 
@@ -30,6 +31,8 @@ enum Role {
     Speed,
     Batch,
     Serving,
+    /// Fold archive files for whoever leads batch; by itself, since it needs the archive only
+    Executor,
 }
 
 /// Create the keyspace and its tables where they are missing.
@@ -46,6 +49,9 @@ impl Serve {
     pub(super) async fn run(self) -> Done {
         telemetry::init_logs("info");
         let mut config = load(&self.config)?;
+        if self.role.contains(&Role::Executor) {
+            return self.execute(&config).await;
+        }
         let has = |role| self.role.contains(&Role::All) || self.role.contains(&role);
         let roles = Roles { speed: has(Role::Speed), batch: has(Role::Batch), serving: has(Role::Serving) };
         if let (StoreConfig::Cassandra(store), Some(dc), false) =
@@ -60,6 +66,20 @@ impl Serve {
         tracing::info!(%address, ?roles, "lamina serves");
         let ended = node.finished().await;
         Ok(if ended { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+impl Serve {
+    async fn execute(&self, config: &Config) -> Done {
+        if self.role.iter().any(|role| *role != Role::Executor) {
+            return Err(Failure::usage("the role executor runs by itself: start another process for the other roles"));
+        }
+        let tasks = Tasks::default();
+        stop_on_signals(tasks.stop());
+        let started = executor::start(config, &tasks).await;
+        let address = started.map_err(|error| Failure::from_error(1, &error))?;
+        tracing::info!(%address, "lamina executes");
+        Ok(if tasks.finished().await { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
 

@@ -9,6 +9,7 @@ mod audit;
 mod backends;
 mod cassandra;
 mod datasets;
+mod distributed;
 mod embedded;
 mod expiry;
 mod faults;

@@ -34,7 +34,7 @@ pub(super) async fn read(place: &Place, segment: &Segment) -> Result<Rows, Batch
     };
     let path = archive.path.clone();
     let file = File { partition: place.partition, offsets: segment.start..segment.end, archive };
-    let Fetched { bytes, .. } = files::fetch(&place.archive, file).await?;
+    let Fetched { bytes, .. } = files::fetch(&place.archive, file, None).await?;
     // Parquet is decoded batch by batch, so that the run can be stopped in between.
     let undecodable = |cause| BatchError::undecodable(&path, cause);
     let rows = archive::read(bytes).map_err(|cause| BatchError::undecodable(&path, cause))?;

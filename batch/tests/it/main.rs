@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod archive;
+
+mod distributed;
 mod expiry;
 mod jobs;
 mod laws;

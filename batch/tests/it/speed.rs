@@ -4,12 +4,30 @@ use std::time::Instant;
 
 use lamina_batch::{Config, Wanted};
 
-use crate::world::{DEFINITIONS, Event, Fate, World};
+use crate::{
+    distributed::start,
+    world::{DEFINITIONS, Event, Fate, World},
+};
 
 #[tokio::test]
 #[ignore = "a measurement, not a law"]
 async fn rows_per_second_of_a_full_recompute() {
-    let world = World::with(&DEFINITIONS.replace("max_series = 5", "max_series = 10000"), &Config::default());
+    measure(&World::with(&definitions(), &Config::default())).await;
+}
+
+/// Of the same threads: what it costs that states go through the network.
+#[tokio::test]
+#[ignore = "a measurement, not a law"]
+async fn rows_per_second_of_a_full_recompute_on_two_executors() {
+    let (world, _stops) = start(&definitions(), 2, &Config { parallelism: 1, ..Config::default() });
+    measure(&world).await;
+}
+
+fn definitions() -> String {
+    DEFINITIONS.replace("max_series = 5", "max_series = 10000")
+}
+
+async fn measure(world: &World) {
     let (epochs, rows) = (20, 20_000);
     for epoch in 0..epochs {
         let event = |row: i64| Event {
