@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use lamina_core::{Clock, Store, StoreError, clock::SystemClock, log::Log};
+use lamina_core::{Clock, Store, StoreError, Tables, clock::SystemClock, log::Log};
 use object_store::ObjectStore;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -10,7 +10,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     backends::{
         archive,
-        cassandra::{CassandraConfig, CassandraStore, skew},
+        cassandra::{CassandraConfig, CassandraStore, skew, tables::CassandraTables},
         embedded,
         kafka::{KafkaConfig, KafkaLog},
     },
@@ -76,6 +76,8 @@ pub struct Backends {
     pub archive: Arc<dyn ObjectStore>,
     /// The store again if it is Cassandra, whose clocks are watched.
     cassandra: Option<Arc<CassandraStore>>,
+    /// Users' own tables, in the data centre that batch uses.
+    tables: Option<Arc<dyn Tables>>,
 }
 
 impl Backends {
@@ -106,14 +108,16 @@ impl Backends {
             (None, Some(opened)) => Arc::clone(&opened.store) as _,
             (None, None) => unreachable!("the folder is opened for an embedded store"),
         };
-        let batch_store = match (&config.store, &config.batch_dc) {
-            (StoreConfig::Cassandra(raw), Some(dc)) if *dc != raw.local_dc => {
-                let settings = CassandraConfig { local_dc: dc.clone(), ..cassandra_config(raw)? };
-                Arc::new(CassandraStore::new(settings)) as _
+        let (mut batch_store, mut tables) = (Arc::clone(&store), None);
+        if let StoreConfig::Cassandra(raw) = &config.store {
+            let local_dc = config.batch_dc.clone().unwrap_or_else(|| raw.local_dc.clone());
+            let settings = CassandraConfig { local_dc, ..cassandra_config(raw)? };
+            tables = Some(Arc::new(CassandraTables::new(settings.clone())) as _);
+            if settings.local_dc != raw.local_dc {
+                batch_store = Arc::new(CassandraStore::new(settings));
             }
-            _ => Arc::clone(&store),
-        };
-        Ok(Self { log, store, batch_store, archive: open_archive(config)?, cassandra })
+        }
+        Ok(Self { log, store, batch_store, archive: open_archive(config)?, cassandra, tables })
     }
 }
 
@@ -202,7 +206,7 @@ impl Node {
         let address = listener.local_addr().map_err(|cause| StartError::Listen { address: config.listen, cause })?;
         let tasks = &self.tasks;
         self.keep_definitions_fresh();
-        let Backends { log, store, batch_store, archive, cassandra } = &self.backends;
+        let Backends { log, store, batch_store, archive, cassandra, tables } = &self.backends;
         if let Some(cassandra) = cassandra {
             tasks.running.spawn(skew::watch(Arc::clone(cassandra), tasks.stop()));
         }
@@ -223,6 +227,7 @@ impl Node {
                 archive: Arc::clone(archive),
                 catalog: self.definitions.watch(),
                 clock: Arc::clone(&clock),
+                tables: tables.clone(),
             };
             tasks.spawn("batch", lamina_batch::run(deps, config.batch.clone(), tasks.stop()));
         }

@@ -107,6 +107,17 @@ pub enum BatchError {
         "nothing that was served then is kept: a rollback returns to what a recompute replaced, as GET /v1/metrics/NAME lists it"
     )]
     NothingKept,
+    /// The metric's source is a table, and the store is not where tables are.
+    #[error(
+        "source {source_name} is a Cassandra table, and the store is not Cassandra: set [store] kind = \"cassandra\""
+    )]
+    NoTables { source_name: String },
+    #[error("source {source_name} cannot be scanned: {why}")]
+    Table { source_name: String, why: String },
+    #[error(
+        "metric {metric} has more than {most} states at its grain, which is what batch.memory has room for: take a coarser grain or fewer dimensions"
+    )]
+    TooManyStates { metric: String, most: usize },
     #[error("a rollback needs the moment to return to")]
     NoMoment,
     #[error("schedule {text:?} is not a cron expression: {why}; for example \"*/10 * * * *\", or \"off\"")]
@@ -156,6 +167,9 @@ impl BatchError {
                 | Self::Cancelled
                 | Self::TakenOver
                 | Self::Schedule { .. }
+                | Self::NoTables { .. }
+                | Self::Table { .. }
+                | Self::TooManyStates { .. }
         )
     }
 

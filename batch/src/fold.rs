@@ -150,7 +150,7 @@ pub(crate) fn schema(metric: &Metric) -> SchemaRef {
     Arc::new(Schema::new(prepared.fields().iter().cloned().chain([epoch]).collect::<Vec<_>>()))
 }
 
-fn aggregation(
+pub(crate) fn aggregation(
     metric: &Metric,
     schema: &SchemaRef,
     input: Arc<dyn ExecutionPlan>,

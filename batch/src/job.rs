@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Batch, BatchError, Meter, Outcome, Wanted,
     archive::{Cared, Erasure},
-    versions,
+    table, versions,
 };
 
 /// How often progress is stored and the wish to cancel is looked for.
@@ -30,6 +30,8 @@ struct Results {
     archive: BTreeMap<String, Value>,
     /// The report of an erasure.
     erased: Option<Value>,
+    /// What scans of tables met and did, by source.
+    tables: BTreeMap<String, Value>,
 }
 
 /// A version of a metric that a job works on.
@@ -38,6 +40,21 @@ struct Subject {
     label: String,
     metric: Arc<Metric>,
     wanted: Wanted,
+}
+
+impl Subject {
+    /// Whether it is over a table, which one scan covers for all its metrics.
+    fn is_scanned(&self) -> bool {
+        self.metric.source.table.is_some() && !matches!(self.wanted, Wanted::Rollback { .. })
+    }
+}
+
+impl Results {
+    fn scanned(&mut self, run: table::TableRun, outcomes: Vec<Outcome>, tally: &table::Tally) {
+        tracing::debug!(source = run.source.name, ?tally, "table scanned");
+        self.outcomes.extend(run.metrics.into_iter().map(|(label, _)| label).zip(outcomes));
+        self.tables.insert(run.source.name.clone(), tally.to_json(run.effect == table::Effect::Everything));
+    }
 }
 
 /// Runs the job of this id to its end, or until `stop`: then it is queued again for the next leader.
@@ -118,7 +135,9 @@ async fn attempt(
         return Ok(());
     }
     let mut failed = None;
-    for Subject { label, metric, wanted } in subjects(batch, job)? {
+    let (tables, logs): (Vec<_>, Vec<_>) = subjects(batch, job)?.into_iter().partition(Subject::is_scanned);
+    let tables = tables.into_iter().map(|subject| (subject.label, subject.metric)).collect();
+    for Subject { label, metric, wanted } in logs {
         if results.outcomes.contains_key(&label) {
             continue;
         }
@@ -130,6 +149,20 @@ async fn attempt(
             Err(BatchError::Cancelled) => return Err(BatchError::Cancelled),
             Err(error) => {
                 tracing::error!(metric = label, error = error.chain(), "batch run failed");
+                failed.get_or_insert(error);
+            }
+        }
+    }
+    let catalog = Arc::clone(&batch.deps.catalog.borrow());
+    for run in table::runs(&catalog, job, tables) {
+        if results.tables.contains_key(&run.source.name) {
+            continue;
+        }
+        match batch.run_table(&run, meter, cancel).await {
+            Ok((outcomes, tally)) => results.scanned(run, outcomes, &tally),
+            Err(BatchError::Cancelled) => return Err(BatchError::Cancelled),
+            Err(error) => {
+                tracing::error!(source = run.source.name, error = error.chain(), "table was not scanned");
                 failed.get_or_insert(error);
             }
         }
@@ -311,7 +344,7 @@ async fn fail(batch: &Batch, id: &str, error: &BatchError, text: &str) -> Result
 }
 
 /// By version, and of dry runs the sums over all.
-fn result(Results { outcomes, comparisons, archive, erased }: &Results) -> Value {
+fn result(Results { outcomes, comparisons, archive, erased, tables }: &Results) -> Value {
     if let Some(report) = erased {
         return report.clone();
     }
@@ -323,6 +356,9 @@ fn result(Results { outcomes, comparisons, archive, erased }: &Results) -> Value
     let mut result = json!({"metrics": metrics});
     if !archive.is_empty() {
         result["archive"] = json!(archive);
+    }
+    if !tables.is_empty() {
+        result["sources"] = json!(tables);
     }
     let (mut all, mut sums) = (Vec::new(), (0, 0));
     let mut dry = false;

@@ -31,12 +31,13 @@ mod rollup;
 mod run;
 mod scan;
 mod schedule;
+mod table;
 mod telemetry;
 mod versions;
 
 use std::{sync::Arc, time::Duration};
 
-use lamina_core::{Clock, Store, log::Log};
+use lamina_core::{Clock, Store, Tables, log::Log};
 use lamina_metric::Catalog;
 use object_store::ObjectStore;
 use tokio::sync::watch;
@@ -100,6 +101,8 @@ pub struct Deps {
     pub archive: Arc<dyn ObjectStore>,
     pub catalog: watch::Receiver<Arc<Catalog>>,
     pub clock: Arc<dyn Clock>,
+    /// Users' own tables, if the store's cluster has such.
+    pub tables: Option<Arc<dyn Tables>>,
 }
 
 /// Leads, or stands by to lead, until `stop`: runs the schedule and the jobs that others queue.

@@ -60,6 +60,21 @@ impl Target {
     pub(crate) fn may_exist(&self) -> bool {
         self.opened.generation > 1
     }
+
+    /// Whether it holds what was scanned of a table, which no log orders: all event time is rebuilt, and there is no cut.
+    pub(crate) fn is_snapshot(&self) -> bool {
+        let everything = self.opened.scope.rebuild.as_ref().is_some_and(|range| *range == (Micros::MIN..Micros::MAX));
+        everything && self.has_no_log()
+    }
+
+    /// Whether it returns to what was scanned of a table earlier.
+    fn returns_to_snapshot(&self) -> bool {
+        self.opened.scope.rollback.is_some() && self.has_no_log()
+    }
+
+    fn has_no_log(&self) -> bool {
+        self.opened.cut.iter().next().is_none()
+    }
 }
 
 /// The horizon of what is `kept` so long, at `now`: a whole chunk is dropped once all its buckets are past.
@@ -116,7 +131,8 @@ pub(crate) async fn publish(
     let (view, opened) = (&target.view.id, &target.opened);
     for _ in 0..ATTEMPTS {
         let (version, state) = load_view(store, view).await?;
-        if (state.published.generation, state.published.stamp) == (opened.generation, opened.stamp) {
+        let stamp = if target.returns_to_snapshot() { target.published.stamp } else { opened.stamp };
+        if (state.published.generation, state.published.stamp) == (opened.generation, stamp) {
             return Ok(());
         }
         let mut next = match state.publish(opened, now, through) {
@@ -124,6 +140,14 @@ pub(crate) async fn publish(
             Err(GenerationError::NotOpen { .. }) => return Err(BatchError::TakenOver),
             Err(error) => return Err(error.into()),
         };
+        if target.is_snapshot() {
+            // What an earlier snapshot held may be gone.
+            next.published.through = through;
+        } else if target.returns_to_snapshot() {
+            // It is what it was then, and answers say when that was.
+            let Published { through, stamp, at, .. } = &target.published;
+            (next.published.through, next.published.stamp, next.published.at) = (*through, *stamp, *at);
+        }
         next.published.lose(lost.iter().cloned());
         next.published.log = Some(log.clone());
         match save_view(store, view, version, &next).await {

@@ -140,7 +140,7 @@ impl Rollup {
             let start = floor(bucket, self.period);
             let (partition, epoch) = (groups.partitions[row], groups.epochs[row]);
             let covered = self.target.published.cut.covers(partition, epoch);
-            let above = !self.target.opened.cut.covers(partition, epoch);
+            let above = !self.target.is_snapshot() && !self.target.opened.cut.covers(partition, epoch);
             if above || !window.contains(&bucket) || (covered && !self.target.opened.rebuilds(start)) {
                 continue;
             }

@@ -26,7 +26,7 @@ use crate::{
 /// The batch layer with its own runtime.
 pub struct Batch {
     pub(crate) deps: Deps,
-    engine: Arc<Engine>,
+    pub(crate) engine: Arc<Engine>,
     keep: Duration,
     pub(crate) retention: Retention,
     pub(crate) compaction: bool,
@@ -134,6 +134,12 @@ impl Batch {
         cancel: &CancellationToken,
     ) -> Result<Outcome, BatchError> {
         let Some(sealed) = self.sealed(&metric.source).await? else { return Ok(Outcome::Unchanged) };
+        if metric.source.table.is_some() && !matches!(wanted, Wanted::Rollback { .. }) {
+            return Err(BatchError::Table {
+                source_name: metric.source.name.clone(),
+                why: "a table is scanned for all its metrics at once".to_owned(),
+            });
+        }
         match wanted {
             Wanted::Cover => self.cover(metric, &sealed, Aim::Cover, meter, cancel).await,
             Wanted::Rebuild { from, to } => {
@@ -199,6 +205,9 @@ impl Batch {
 
     /// What is sealed of a source; `None` if its topic does not exist.
     pub(crate) async fn sealed(&self, source: &Source) -> Result<Option<Sealed>, BatchError> {
+        if source.table.is_some() {
+            return Ok(Some(Sealed::of_table(source)));
+        }
         let topic = match self.deps.log.topic(&source.topic).await {
             Ok(topic) => topic,
             Err(LogError::NoTopic(_)) => return Ok(None),
@@ -263,7 +272,7 @@ impl Batch {
         }
     }
 
-    async fn publish(
+    pub(crate) async fn publish(
         &self,
         metric: &Metric,
         sealed: &Sealed,
@@ -284,7 +293,7 @@ impl Batch {
         Ok(Outcome::Published { generation, cut, rows, files, chunks, expired, rejected, fates })
     }
 
-    async fn tidy(&self, metric: &Metric) -> Result<(), BatchError> {
+    pub(crate) async fn tidy(&self, metric: &Metric) -> Result<(), BatchError> {
         let now = self.deps.clock.now();
         let keep = i64::try_from(self.keep.as_micros()).unwrap_or(Micros::MAX);
         for view in &metric.views {
@@ -294,7 +303,7 @@ impl Batch {
     }
 
     /// What is open stays open if this fails too: the next run inherits it, at the cost of its work only.
-    async fn give_up(&self, targets: &[Arc<Target>]) {
+    pub(crate) async fn give_up(&self, targets: &[Arc<Target>]) {
         for target in targets {
             if let Err(error) = open::give_up(&*self.deps.store, target).await {
                 tracing::warn!(view = %target.view.id, error = error.chain(), "a generation could not be given up");

@@ -22,6 +22,7 @@ pub mod read;
 pub mod rules;
 pub mod snapshot;
 pub mod store;
+pub mod tables;
 pub mod writer;
 
 #[cfg(feature = "conformance")]
@@ -41,4 +42,5 @@ pub use store::{
     BatchChunks, BatchKey, BatchRow, Commit, Consistency, Document, Documents, Ledgers, Mark, Part, SpeedChunks,
     SpeedKey, Stamp, Store, StoreError,
 };
+pub use tables::{TableName, Tables};
 pub use writer::Writer;

@@ -6,8 +6,9 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use chrono_tz::Tz;
 
 use crate::{
+    compile_table::compile_table,
     decode::{Decoder, arrow_type},
-    definition::{FieldType, Format, SourceDefinition},
+    definition::{FieldType, Format, SourceDefinition, SourceKind},
     diagnostic::{Problem, Problems, nearest},
     expression::{Expression, PlanError, Planner},
     reading::{Draft, Places},
@@ -31,8 +32,12 @@ pub(crate) fn compile_source(
     if definition.format == Format::Text && definition.fields.is_empty() {
         definition.fields.0.push((LINE.to_owned(), FieldType::String));
     }
-    let topic = definition.topic.clone().unwrap_or_else(|| name.value.clone());
-    check_topic(&topic, &places, problems);
+    let is_table = definition.kind == SourceKind::Cassandra;
+    let named = definition.topic.clone().unwrap_or_else(|| name.value.clone());
+    let topic = if is_table { String::new() } else { named };
+    if !is_table {
+        check_topic(&topic, &places, problems);
+    }
     let zone = definition.time_zone.as_ref().and_then(|zone| find_zone(zone, &places, problems));
     check_fields(&definition, &places, problems);
     let decoder = match Decoder::new(&definition, zone) {
@@ -56,6 +61,7 @@ pub(crate) fn compile_source(
     let time = plan_time(&definition, &working, planner, &places, problems);
     let id = definition.id.as_ref().map(|id| plan_id(id, &working, planner, &places, problems));
     let order = definition.order.as_ref().map(|order| find_order(order, &working, &places, problems));
+    let table = is_table.then(|| compile_table(&definition, planner, &places, problems)).flatten();
     if problems.count() > before {
         return None;
     }
@@ -63,7 +69,7 @@ pub(crate) fn compile_source(
     let schema = source_schema(&definition, &working, order);
     let dedup_window = definition.dedup_window.map_or(HOUR, |window| window.0);
     let parts = crate::source::Parts { decoder: decoder?, derived, working, time: time?, id, order, zone };
-    Some(Source { name: name.value, topic, definition, dedup_window, schema, parts })
+    Some(Source { name: name.value, topic, table, definition, dedup_window, schema, parts })
 }
 
 fn check_topic(topic: &str, places: &Places, problems: &mut Problems<'_>) {

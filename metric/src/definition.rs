@@ -14,13 +14,28 @@ use crate::time::Length;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ordered<V>(pub Vec<(String, V)>);
 
+/// Where a source's events come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceKind {
+    /// Records of a topic.
+    #[default]
+    Log,
+    /// The rows of an existing table, as they stand whenever batch scans it.
+    Cassandra,
+}
+
 /// How an event is written in its log record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     Json,
     Csv,
     Text,
+    /// It is no record but a row of a table, whose columns are typed already. Nobody writes this.
+    #[default]
+    #[serde(skip)]
+    Row,
 }
 
 /// What a numeric event time counts.
@@ -54,9 +69,15 @@ pub enum FieldType {
 pub struct SourceDefinition {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
+    #[serde(default, skip_serializing_if = "SourceKind::is_log")]
+    pub kind: SourceKind,
+    /// Of a table: `keyspace.table`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<String>,
     /// The log's topic; the source's name if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topic: Option<String>,
+    #[serde(default, skip_serializing_if = "Format::is_row")]
     pub format: Format,
     /// CSV: what stands between fields; a comma if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -87,6 +108,23 @@ pub struct SourceDefinition {
     pub fields: Ordered<FieldType>,
     #[serde(default, skip_serializing_if = "Ordered::is_empty")]
     pub derive: Ordered<String>,
+    /// Of a table: column → SQL over the fields; each run writes it where it differs from what stands there.
+    #[serde(default, skip_serializing_if = "Ordered::is_empty")]
+    pub update: Ordered<String>,
+    /// Of a table: which rows each run deletes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expire: Vec<RowExpireDefinition>,
+}
+
+/// `[[source.NAME.expire]]`: rows for which `where` is true once `after` has passed since their event time. At least one of
+/// both is given.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RowExpireDefinition {
+    #[serde(default, rename = "where", skip_serializing_if = "Option::is_none")]
+    pub filter: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Length>,
 }
 
 /// A dimension: a field, a derived name or an expression, or an expression with a name of its own.
@@ -152,14 +190,16 @@ impl SourceDefinition {
     }
 
     /// Whether events decode under this definition as under the older one, except for fields and derived names that it
-    /// adds: then metrics that were defined over the older one can be folded over this one.
+    /// adds, and for what is written back to a table: then metrics that were defined over the older one can be folded over
+    /// this one.
     pub fn extends(&self, older: &Self) -> bool {
         fn holds<V: PartialEq>(all: &Ordered<V>, some: &Ordered<V>) -> bool {
             some.iter().all(|(name, value)| all.get(name) == Some(value))
         }
         let columns = self.columns.clone().or_else(|| (self.format == Format::Csv).then(|| self.fields.names()));
         let (fields, derive) = (older.fields.clone(), older.derive.clone());
-        let without_more = Self { columns, fields, derive, ..self.clone() };
+        let (update, expire) = (older.update.clone(), older.expire.clone());
+        let without_more = Self { columns, fields, derive, update, expire, ..self.clone() };
         holds(&self.fields, &older.fields)
             && holds(&self.derive, &older.derive)
             && without_more.fingerprint() == older.fingerprint()
@@ -171,6 +211,18 @@ impl SourceDefinition {
     /// Never for a definition that was read; a zero byte or the like cannot occur.
     pub fn to_toml(&self, name: &str) -> Result<String, toml::ser::Error> {
         toml::to_string(&BTreeMap::from([("source", BTreeMap::from([(name, self)]))]))
+    }
+}
+
+impl SourceKind {
+    fn is_log(&self) -> bool {
+        *self == Self::Log
+    }
+}
+
+impl Format {
+    fn is_row(&self) -> bool {
+        *self == Self::Row
     }
 }
 

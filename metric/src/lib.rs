@@ -14,6 +14,7 @@ pub mod catalog;
 pub mod chunk;
 mod compile_metric;
 mod compile_source;
+mod compile_table;
 pub mod decode;
 pub mod definition;
 pub mod diagnostic;
@@ -23,10 +24,12 @@ pub mod fold;
 pub mod infer;
 pub mod metric;
 mod reading;
+mod reading_table;
 pub mod select;
 pub mod series;
 pub mod source;
 pub mod state;
+pub mod table;
 mod text;
 pub mod time;
 mod toml_table;
@@ -39,7 +42,8 @@ pub use catalog::{Catalog, Versions};
 pub use chunk::{BatchChunk, ChunkError, SpeedChunk};
 pub use decode::{Decoded, IngestRecord, Outcome};
 pub use definition::{
-    DimensionDefinition, ExpireDefinition, FieldType, Format, MetricDefinition, Ordered, SourceDefinition, TimeUnit,
+    DimensionDefinition, ExpireDefinition, FieldType, Format, MetricDefinition, Ordered, RowExpireDefinition,
+    SourceDefinition, SourceKind, TimeUnit,
 };
 pub use diagnostic::Diagnostic;
 pub use expiry::Expiry;
@@ -50,6 +54,7 @@ pub use select::{EventFilter, SeriesFilter};
 pub use series::{DimensionValue, FastHash, OVERFLOW, Series};
 pub use source::Source;
 pub use state::{Layout, StateError, States, decode_states, encode_states};
+pub use table::{Judged, NewValue, SourceTable};
 pub use time::Length;
 pub use udaf::states_udaf;
 

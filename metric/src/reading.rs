@@ -8,9 +8,11 @@ use toml::{Spanned, de::DeValue};
 
 use crate::{
     definition::{
-        DimensionDefinition, ExpireDefinition, FieldType, Format, MetricDefinition, Ordered, SourceDefinition, TimeUnit,
+        DimensionDefinition, ExpireDefinition, FieldType, Format, MetricDefinition, Ordered, SourceDefinition,
+        SourceKind, TimeUnit,
     },
     diagnostic::{Problem, Problems},
+    reading_table::{read_kind, read_row_expire, read_update, refuse_foreign_keys},
     time::Length,
     toml_table::{At, Table, length_of, text_of},
 };
@@ -29,7 +31,7 @@ impl Places {
         self.parts.get(path).unwrap_or(&self.whole).clone()
     }
 
-    fn keep<T>(&mut self, path: impl Into<String>, at: At<T>) -> T {
+    pub(crate) fn keep<T>(&mut self, path: impl Into<String>, at: At<T>) -> T {
         self.parts.insert(path.into(), at.span);
         at.value
     }
@@ -54,8 +56,10 @@ pub(crate) fn read_source(
     check_name("source", &name, problems);
     let t = &mut table;
     let description = t.text("description", problems).map(|text| text.value);
+    let kind = read_kind(t, problems);
+    let table_name = t.text("table", problems).map(|name| places.keep("table", name));
     let topic = t.text("topic", problems).map(|topic| places.keep("topic", topic));
-    let format = read_format(t, problems);
+    let format = read_format(t, kind, problems);
     let csv = read_csv(t, format, &mut places, problems);
     let help = "name the field or SQL expression that gives the event time, as in time = \"ts\"";
     let time = t.required("time", help, problems).map(|time| places.keep("time", time)).unwrap_or_default();
@@ -79,12 +83,17 @@ pub(crate) fn read_source(
         (name.value, sql)
     });
     let derive = Ordered(derive.collect());
+    let update = read_update(t, &mut places, problems);
+    let expire = read_row_expire(t, &mut places, problems);
+    refuse_foreign_keys(t, kind, problems);
     table.finish(problems);
     let Csv { delimiter, header, columns } = csv;
     let definition = SourceDefinition {
         description,
+        kind,
+        table: table_name,
         topic,
-        format: format.unwrap_or(Format::Json),
+        format: format.unwrap_or(if kind == SourceKind::Log { Format::Json } else { Format::Row }),
         delimiter,
         header,
         columns,
@@ -96,6 +105,8 @@ pub(crate) fn read_source(
         dedup_window,
         fields,
         derive,
+        update,
+        expire,
     };
     Draft { name, definition, places }
 }
@@ -108,7 +119,11 @@ fn check_name(what: &str, name: &At<String>, problems: &mut Problems<'_>) {
     }
 }
 
-fn read_format(table: &mut Table<'_, '_>, problems: &mut Problems<'_>) -> Option<Format> {
+fn read_format(table: &mut Table<'_, '_>, kind: SourceKind, problems: &mut Problems<'_>) -> Option<Format> {
+    if kind == SourceKind::Cassandra {
+        // That there is none is checked with the other keys that mean nothing.
+        return table.text("format", problems).and(None);
+    }
     let text = table.required("format", FORMATS, problems)?;
     match text.value.as_str() {
         "json" => Some(Format::Json),

@@ -21,6 +21,7 @@ use crate::{
     decode::{Decoded, Decoder, IngestRecord, Outcome, Scratch, payloads, unit_micros},
     definition::{SourceDefinition, TimeUnit},
     expression::Expression,
+    table::SourceTable,
     text::to_text,
     time::{EARLIEST, LATEST, floor_seconds, midnight, parse_timestamp},
 };
@@ -29,7 +30,10 @@ use crate::{
 #[derive(Debug)]
 pub struct Source {
     pub name: String,
+    /// Empty of a table.
     pub topic: String,
+    /// The table that it is, if it is one: then it has no topic.
+    pub table: Option<SourceTable>,
     pub definition: SourceDefinition,
     /// How long an id is remembered, by append time.
     pub dedup_window: Micros,
@@ -62,7 +66,7 @@ pub(crate) struct Derived {
 }
 
 /// Rows that turned out dead after their fields were read.
-type Reasons = Vec<Option<String>>;
+pub(crate) type Reasons = Vec<Option<String>>;
 
 impl Source {
     /// Columns of decoded events, in this order: `_partition` UInt32, `_offset` UInt64, `_time` Timestamp(µs) (event time,
@@ -100,7 +104,7 @@ impl Source {
     }
 
     /// Derived columns, event time and id over the declared fields; rows that fail are left out.
-    fn complete(
+    pub(crate) fn complete(
         &self,
         partition: Partition,
         offsets: UInt64Array,

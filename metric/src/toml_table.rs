@@ -165,6 +165,11 @@ impl<'a, 'i> Table<'a, 'i> {
         self.entries.contains_key(key)
     }
 
+    /// Where a key stands.
+    pub(crate) fn span_of(&self, key: &str) -> Option<Range<usize>> {
+        self.entries.get_key_value(key).map(|(key, _)| key.span())
+    }
+
     /// Notes the keys that nobody asked for.
     pub(crate) fn finish(self, problems: &mut Problems<'_>) {
         for (key, _) in self.entries {

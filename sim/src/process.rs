@@ -231,6 +231,7 @@ fn batch(
         archive: Arc::new(SimArchive(port.clone())),
         catalog,
         clock: Arc::new(SimClock(port)),
+        tables: None,
     };
     let schedule = format!("*/{} * * * * *", plan.batch_every_s);
     let config = lamina_batch::Config {

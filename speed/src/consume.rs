@@ -109,7 +109,7 @@ async fn run_lane(
 pub(crate) fn topics_of(catalog: &Catalog, lane: usize) -> Topics {
     let mut fed: BTreeMap<&str, usize> = BTreeMap::new();
     let mut topics = Topics::new();
-    for source in catalog.sources.values() {
+    for source in catalog.sources.values().filter(|source| source.table.is_none()) {
         let before = fed.entry(&source.topic).or_default();
         if *before == lane {
             topics.insert(source.topic.clone(), source.name.clone());

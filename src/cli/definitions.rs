@@ -11,7 +11,7 @@ use lamina_metric::{Catalog, Diagnostic, Versions};
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Report};
 
 use super::{Done, Failure};
-use crate::config::Config;
+use crate::config::{Config, StoreConfig};
 
 /// Bytes of a file that `lamina infer` looks at.
 const SAMPLE: u64 = 4 << 20;
@@ -37,10 +37,13 @@ impl Validate {
     pub(super) fn run(self) -> Done {
         let (configurations, mut paths): (Vec<_>, Vec<_>) =
             self.chosen()?.into_iter().partition(|path| path.ends_with("lamina.toml"));
-        let mut wrong = 0;
+        let (mut wrong, mut without_tables) = (0, false);
         for path in &configurations {
             match Config::load(path) {
-                Ok(config) => paths.extend(config.definitions),
+                Ok(config) => {
+                    without_tables |= matches!(config.store, StoreConfig::Embedded);
+                    paths.extend(config.definitions);
+                }
                 Err(error) => {
                     eprintln!("{}: {error}", path.display());
                     wrong += 1;
@@ -50,7 +53,14 @@ impl Validate {
         if let Some(missing) = paths.iter().find(|path| !path.exists()) {
             return Err(Failure::usage(format!("{} does not exist", missing.display())));
         }
-        match Catalog::load(&paths, &Versions::default()) {
+        let catalog = Catalog::load(&paths, &Versions::default());
+        let tables =
+            catalog.iter().flat_map(|catalog| catalog.sources.values()).filter(|source| source.table.is_some());
+        for source in tables.filter(|_| without_tables) {
+            eprintln!("source {}: kind = \"cassandra\" needs [store] kind = \"cassandra\"", source.name);
+            wrong += 1;
+        }
+        match catalog {
             Ok(catalog) if wrong == 0 => {
                 println!("{} sources, {} metrics: all well", catalog.sources.len(), catalog.metrics.len());
                 Ok(ExitCode::SUCCESS)

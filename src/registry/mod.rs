@@ -152,7 +152,7 @@ impl<S: Documents + Ledgers + ?Sized> Definitions<S> {
     /// Source → id of its topic, of those that exist. While the log does not answer nothing is known to have changed.
     async fn topics(&self, draft: &Catalog) -> BTreeMap<String, String> {
         let mut topics = BTreeMap::new();
-        for (name, source) in &draft.sources {
+        for (name, source) in draft.sources.iter().filter(|(_, source)| source.table.is_none()) {
             if let Ok(topic) = self.log.topic(&source.topic).await {
                 topics.insert(name.clone(), topic.id);
             }
@@ -174,6 +174,9 @@ impl<S: Documents + Ledgers + ?Sized> Definitions<S> {
     }
 
     async fn is_built(&self, metric: &Metric) -> Result<bool, StoreError> {
+        if metric.source.table.is_some() {
+            return self.is_scanned(metric).await;
+        }
         let topic = match self.log.topic(&metric.source.topic).await {
             Ok(topic) => topic,
             Err(LogError::NoTopic(_)) => return Ok(true),
@@ -193,6 +196,16 @@ impl<S: Documents + Ledgers + ?Sized> Definitions<S> {
                 .iter()
                 .all(|published| published.is_of(&log) && published.builds(metric.since, partition, &ledger))
             {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the table that the metric is over was scanned for it.
+    async fn is_scanned(&self, metric: &Metric) -> Result<bool, StoreError> {
+        for view in &metric.views {
+            if load_view(&*self.store, &view.id).await?.1.published.generation == 0 {
                 return Ok(false);
             }
         }

@@ -50,6 +50,10 @@ impl Erasure {
         let known =
             || BatchError::UnknownSource { name: name.clone(), known: catalog.sources.keys().cloned().collect() };
         let source = Arc::clone(catalog.sources.get(&name).ok_or_else(known)?);
+        if source.table.is_some() {
+            let why = "nothing of a table is archived: delete the rows".to_owned();
+            return Err(BatchError::Table { source_name: name, why });
+        }
         let text = job.request.erase.as_deref().unwrap_or_default();
         let filter = EventFilter::parse(text, &source).map_err(BatchError::Filter)?;
         Ok(Self { source, filter, job: job.id.clone(), dry_run: job.request.dry_run })

@@ -12,5 +12,6 @@ mod memory;
 mod rollback;
 mod runs;
 mod speed;
+mod tables;
 mod versions;
 mod world;

@@ -156,6 +156,7 @@ impl World {
             archive: Arc::clone(&archive) as _,
             catalog: watch::channel(catalog).1,
             clock: Arc::clone(&clock) as _,
+            tables: None,
         };
         let batch = Batch::new(deps.clone(), config).unwrap();
         let log = topic().log_id("edits");

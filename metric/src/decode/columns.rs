@@ -41,7 +41,7 @@ pub(crate) struct Columns {
 }
 
 impl Columns {
-    pub(super) fn new(kinds: impl Iterator<Item = FieldType>, rows: usize) -> Self {
+    pub(crate) fn new(kinds: impl Iterator<Item = FieldType>, rows: usize) -> Self {
         let column = |kind: FieldType| match kind {
             FieldType::String => Column::Text(StringBuilder::with_capacity(rows, rows * 16)),
             FieldType::Int64 => Column::Int(Int64Builder::with_capacity(rows)),

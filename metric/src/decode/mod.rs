@@ -68,6 +68,8 @@ enum Shape {
     Json(json::Paths),
     Delimited(delimited::Line),
     Text,
+    /// A row of a table, which is no record: see [`crate::table`].
+    Row,
 }
 
 impl Decoder {
@@ -83,6 +85,7 @@ impl Decoder {
                 Shape::Delimited(delimited::Line::new(delimiter(definition), &columns, &names))
             }
             Format::Text => Shape::Text,
+            Format::Row => Shape::Row,
         };
         Ok(Self { fields, shape, zone, unit: definition.time_unit })
     }
@@ -116,6 +119,7 @@ impl Decoder {
                 scratch.raw.fill(Some(line.into()));
                 Kind::Line
             }
+            Shape::Row => return Err("the source is a table, not a log".to_owned()),
         };
         for ((name, wanted), raw) in self.fields.iter().zip(scratch.raw.drain(..)) {
             let cell = convert(raw, kind, *wanted, self.zone, self.unit);

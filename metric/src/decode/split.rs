@@ -14,6 +14,7 @@ pub(crate) fn payloads(definition: &SourceDefinition, body: &[u8]) -> Result<Vec
     match definition.format {
         Format::Json => json(body),
         Format::Csv => delimited(definition, body),
+        Format::Row => Err("the source is a table, not a log".to_owned()),
         Format::Text => Ok(lines(body).map(|line| Ok(line.to_vec())).collect()),
     }
 }

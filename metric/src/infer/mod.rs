@@ -32,7 +32,7 @@ pub fn infer(sample: &[u8], name: &str) -> Result<String, String> {
     let sample = Sample::read(sample)?;
     let text = match sample.format {
         Format::Text => propose_text(&sample, &name)?,
-        Format::Json | Format::Csv => propose_fields(&sample, &name)?,
+        Format::Json | Format::Csv | Format::Row => propose_fields(&sample, &name)?,
     };
     let catalog = Catalog::compile(&[("proposal".to_owned(), text.clone())], &Versions::default())
         .map_err(|found| format!("no definition could be found for this sample: {}", found[0].message))?;

@@ -5,6 +5,7 @@ mod decoding;
 mod examples;
 mod expiry;
 mod preparing;
+mod tables;
 
 use std::sync::Arc;
 

@@ -55,7 +55,9 @@ async fn files(
         found.push(one);
     }
     let found = serde_json::to_value(found).map_err(|error| Problem::internal(&error))?;
-    Ok(Json(serde_json::json!({"source": source.name, "topic": source.topic, "partitions": found})))
+    Ok(Json(
+        serde_json::json!({"source": source.name, "topic": source.table.is_none().then_some(&source.topic), "partitions": found}),
+    ))
 }
 
 async fn of_partition(store: &dyn Store, log: &LogId, partition: Partition) -> Result<PartitionFiles, Problem> {

@@ -88,7 +88,9 @@ async fn get_source(State(app): State<App>, Path(name): Path<String>) -> Result<
     let source = app.source(&name)?;
     let mut body = summary_of_source(&app, &source);
     body["definition"] = serde_json::to_value(&source.definition).map_err(|error| Problem::internal(&error))?;
-    body["topic_exists"] = app.topics.find(&source.topic).await?.is_some().into();
+    if source.table.is_none() {
+        body["topic_exists"] = app.topics.find(&source.topic).await?.is_some().into();
+    }
     Ok(([(header::ETAG, etag_of_source(&source))], Json(body)).into_response())
 }
 
@@ -283,8 +285,10 @@ fn summary_of_source(app: &App, source: &Source) -> Value {
     json!({
         "name": source.name,
         "description": source.definition.description,
-        "topic": source.topic,
-        "format": source.definition.format,
+        "kind": source.definition.kind,
+        "table": source.table.as_ref().map(|table| table.name.to_string()),
+        "topic": source.table.is_none().then_some(&source.topic),
+        "format": source.table.is_none().then_some(source.definition.format),
         "read_only": read_only(app, DefinitionKind::Source, &source.name),
         "etag": etag_of_source(source),
     })

@@ -56,7 +56,9 @@ async fn epochs(
         found.push(of_partition(&*app.deps.store, &partitions.log, partition, &range).await?);
     }
     let found = serde_json::to_value(found).map_err(|error| Problem::internal(&error))?;
-    Ok(Json(serde_json::json!({"source": source.name, "topic": source.topic, "partitions": found})))
+    Ok(Json(
+        serde_json::json!({"source": source.name, "topic": source.table.is_none().then_some(&source.topic), "partitions": found}),
+    ))
 }
 
 /// The range of event time that a request names; `None` if it names neither end.

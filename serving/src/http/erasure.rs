@@ -13,7 +13,10 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     app::App,
     body,
-    http::jobs::{MAX_BODY, check_json, check_reason, parse, queue},
+    http::{
+        ingest::check_log,
+        jobs::{MAX_BODY, check_json, check_reason, parse, queue},
+    },
     problem::Problem,
 };
 
@@ -41,9 +44,11 @@ struct Body {
         ("idempotency-key" = Option<String>, Header, description = "The same key within 24 hours gives the same job")),
     request_body = Body,
     responses((status = 202, description = "The queued job; `location` is where to follow it", body = serde_json::Value),
-        (status = 400, description = "The condition cannot be used"), (status = 404, description = "Unknown source")))]
+        (status = 400, description = "The condition cannot be used"), (status = 404, description = "Unknown source"),
+        (status = 409, description = "The source is a table, not a log")))]
 async fn erase(State(app): State<App>, Path(name): Path<String>, request: Request) -> Result<Response, Problem> {
     let source = app.source(&name)?;
+    check_log(&source)?;
     let (parts, body) = request.into_parts();
     check_json(&parts.headers)?;
     let bytes = body::read(body, MAX_BODY, app.config.request_timeout).await?;

@@ -195,6 +195,9 @@ async fn of_metric(
         }
     }
     let published = behind.unwrap_or_default();
+    if metric.source.table.is_some() && published.generation == 0 {
+        verdict.add(Status::Warn, || "the table was not scanned yet, the next batch run does it".to_owned());
+    }
     verdict.judge_speed(progress, &app.config.freshness);
     let status = verdict.status.unwrap_or(Status::Ok);
     let seconds = headroom.map_or(f64::INFINITY, |left| left as f64 / 1e3);

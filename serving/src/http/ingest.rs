@@ -62,6 +62,7 @@ struct Rejected {
         (status = 202, description = "The log has acknowledged the accepted events", body = Ingested),
         (status = 400, description = "The body as a whole cannot be read"),
         (status = 404, description = "Unknown source"),
+        (status = 409, description = "The source is a table, not a log"),
         (status = 413, description = "The body is too large"),
         (status = 415, description = "Not a content type of the source's format"),
         (status = 503, description = "The log does not answer")
@@ -73,6 +74,7 @@ async fn ingest_events(
     request: Request,
 ) -> Result<(StatusCode, Json<Ingested>), Problem> {
     let source = app.source(&source)?;
+    check_log(&source)?;
     let (parts, body) = request.into_parts();
     check_type(&body::media_type(&parts.headers), source.definition.format)?;
     let packing = Packing::of(&parts.headers)?;
@@ -92,6 +94,13 @@ async fn ingest_events(
     Ok((StatusCode::ACCEPTED, Json(Ingested { accepted, rejected, position })))
 }
 
+/// A table is written by those who own it: what it holds is neither ingested nor archived.
+pub(super) fn check_log(source: &Source) -> Result<(), Problem> {
+    let Some(table) = &source.table else { return Ok(()) };
+    let detail = format!("source {} is the table {}: write into the table itself", source.name, table.name);
+    Err(Problem::new(StatusCode::CONFLICT, "not_a_log", detail))
+}
+
 /// The source's topic, made if nobody has yet.
 async fn topic(app: &App, source: &Source) -> Result<Arc<Topic>, Problem> {
     if let Some(topic) = app.topics.find(&source.topic).await? {
@@ -106,6 +115,7 @@ fn check_type(media_type: &str, format: Format) -> Result<(), Problem> {
         Format::Json => &["application/x-ndjson", "application/ndjson", "application/jsonl", "application/json"],
         Format::Csv => &["text/csv", "application/csv"],
         Format::Text => &["text/plain"],
+        Format::Row => &[],
     };
     if matches!(media_type, "" | "application/octet-stream") || allowed.contains(&media_type) {
         return Ok(());

@@ -86,6 +86,9 @@ impl PartitionProgress {
 /// # Errors
 /// If the log or the store does not answer.
 pub(super) async fn of(app: &App, source: &Source, now: Micros) -> Result<Progress, Problem> {
+    if source.table.is_some() {
+        return Ok(Progress { taken: BTreeMap::new(), partitions: Vec::new(), refused: None });
+    }
     let refused = match app.topics.find(&source.topic).await {
         Err(LogError::Refused(why)) => Some(why),
         _ => None,

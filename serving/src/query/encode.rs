@@ -69,6 +69,17 @@ pub(crate) struct BatchMeta {
     pub(crate) generation: u64,
     pub(crate) through: Option<String>,
     pub(crate) cut: BTreeMap<Partition, Offset>,
+    /// Of a table.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) scanned: Option<Scanned>,
+}
+
+/// Between when and when a table was scanned: what was written before is in, what was written after is not, and of what was
+/// written meanwhile each row may be.
+#[derive(Serialize)]
+pub(crate) struct Scanned {
+    pub(crate) from: String,
+    pub(crate) to: String,
 }
 
 #[derive(Serialize)]

@@ -15,10 +15,10 @@ mod table;
 
 use std::collections::BTreeMap;
 
-use lamina_core::offload::offload;
+use lamina_core::{Published, offload::offload};
 
 use self::{
-    encode::{BatchMeta, Body, Expired, Meta, Overflow, SpeedMeta},
+    encode::{BatchMeta, Body, Expired, Meta, Overflow, Scanned, SpeedMeta},
     merge::Read,
     params::Layer,
     plan::Plan,
@@ -75,13 +75,18 @@ fn meta(plan: &Plan, read: &Read, layer: Layer) -> Meta {
         }
     }
     let approximate = plan.asks.iter().filter_map(|ask| Some((ask.name().to_owned(), ask.approximate()?)));
+    let Published { generation, stamp, at, through, .. } = &snapshot.published;
+    let scanned = (*generation > 0).then(|| Scanned { from: instant::format(*stamp), to: instant::format(*at) });
+    let is_table = plan.metric.source.table.is_some();
     Meta {
-        complete: missing.is_empty(),
+        // Of a table there is nothing but the latest scan.
+        complete: missing.is_empty() && (!is_table || *generation > 0),
         missing: missing.iter().map(Into::into).collect(),
         batch: BatchMeta {
-            generation: snapshot.published.generation,
-            through: snapshot.published.through.map(instant::format),
+            generation: *generation,
+            through: through.map(instant::format),
             cut,
+            scanned: scanned.filter(|_| is_table),
         },
         speed: SpeedMeta { watermark: snapshot.watermark().map(instant::format), positions },
         approximate: approximate.collect::<BTreeMap<_, _>>(),

@@ -32,8 +32,11 @@ pub(crate) struct Partitions {
     pub(crate) all: Vec<Partition>,
 }
 
-/// The partitions of a source's topic: none while the topic does not exist.
+/// The partitions of a source's topic: none while the topic does not exist, nor of a table.
 pub(crate) async fn partitions_of(app: &App, source: &Source) -> Result<Partitions, Problem> {
+    if source.table.is_some() {
+        return Ok(Partitions { log: LogId::new(&source.name, ""), all: Vec::new() });
+    }
     Ok(match app.topics.find_or_last(&source.topic).await? {
         Some(topic) => Partitions { log: topic.log_id(&source.name), all: (0..topic.partitions).collect() },
         None => Partitions { log: LogId::new(&source.name, ""), all: Vec::new() },
@@ -138,7 +141,7 @@ async fn tokens_for<'a>(app: &App, metric: &Metric, tokens: &'a [Token]) -> Resu
         let source = catalog.sources.get(&token.source).ok_or_else(|| {
             Problem::parameter("at_least", format!("is a position of source {:?}, which does not exist", token.source))
         })?;
-        if !is_current(app, source, token).await? {
+        if source.table.is_some() || !is_current(app, source, token).await? {
             let detail = format!("is a position of an earlier topic {:?}; events before it are gone", source.topic);
             return Err(Problem::parameter("at_least", detail));
         }

@@ -19,6 +19,8 @@ mod schema;
 mod session;
 pub mod skew;
 mod speed;
+mod table_value;
+pub mod tables;
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},

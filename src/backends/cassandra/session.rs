@@ -12,7 +12,10 @@ use scylla::{
         load_balancing::DefaultPolicy,
         retry::{DefaultRetryPolicy, FallthroughRetryPolicy},
     },
-    response::{PagingState, query_result::QueryResult},
+    response::{
+        PagingState,
+        query_result::{QueryResult, QueryRowsResult},
+    },
     serialize::{batch::BatchValues, row::SerializeRow},
     statement::{Consistency, SerialConsistency, batch::Batch, prepared::PreparedStatement, unprepared::Statement},
     value::{CqlValue, Row},
@@ -39,7 +42,13 @@ pub(super) struct Connection {
 }
 
 impl Connection {
+    /// A session that serves the configured keyspace.
     pub(super) async fn open(config: &CassandraConfig) -> Result<Self, StoreError> {
+        Self::open_for(config, Some(&config.keyspace)).await
+    }
+
+    /// A session that knows where the rows of one keyspace lie, or of all.
+    pub(super) async fn open_for(config: &CassandraConfig, keyspace: Option<&String>) -> Result<Self, StoreError> {
         config.check()?;
         let balancing = DefaultPolicy::builder().prefer_datacenter(config.local_dc.clone()).token_aware(true);
         let profile = ExecutionProfile::builder()
@@ -52,7 +61,7 @@ impl Connection {
         let mut builder = SessionBuilder::new()
             .known_nodes(&config.contact_points)
             .default_execution_profile_handle(profile.into_handle())
-            .keyspaces_to_fetch([&config.keyspace])
+            .keyspaces_to_fetch(keyspace)
             .connection_timeout(KEEPALIVE)
             .keepalive_interval(KEEPALIVE)
             .keepalive_timeout(KEEPALIVE)
@@ -84,6 +93,11 @@ impl Connection {
         }
         let known = known.join(", ");
         Err(StoreError::Refused(format!("local_dc is {local_dc:?}, but the cluster's data centres are: {known}")))
+    }
+
+    /// The session itself, for what only one place needs.
+    pub(super) fn session(&self) -> &Session {
+        &self.session
     }
 
     /// Prepares a reading: `{}` stands for the keyspace. It may be repeated.
@@ -164,6 +178,23 @@ impl Connection {
         outcome(self.session.batch(&batch, values).await)
     }
 
+    /// One page of rows, and where the next begins.
+    pub(super) async fn page(
+        &self,
+        statement: &PreparedStatement,
+        values: impl SerializeRow,
+        from: PagingState,
+    ) -> Result<(QueryRowsResult, Option<PagingState>), StoreError> {
+        let _permit = self.permit().await?;
+        let page = self.session.execute_single_page(statement, &values, from).await;
+        let (page, next) = page.map_err(errors::repeatable)?;
+        let next = match next.into_paging_control_flow() {
+            ControlFlow::Continue(next) => Some(next),
+            ControlFlow::Break(()) => None,
+        };
+        Ok((page.into_rows_result().map_err(errors::shape)?, next))
+    }
+
     /// All rows of all pages.
     pub(super) async fn rows<R>(
         &self,
@@ -173,20 +204,15 @@ impl Connection {
     where
         R: for<'r> DeserializeRow<'r, 'r>,
     {
-        let (mut rows, mut state) = (Vec::new(), PagingState::start());
-        loop {
-            let _permit = self.permit().await?;
-            let page = self.session.execute_single_page(statement, &values, state).await;
-            let (page, next) = page.map_err(errors::repeatable)?;
-            let page = page.into_rows_result().map_err(errors::shape)?;
+        let (mut rows, mut from) = (Vec::new(), Some(PagingState::start()));
+        while let Some(at) = from {
+            let (page, next) = self.page(statement, &values, at).await?;
             for row in page.rows::<R>().map_err(errors::shape)? {
                 rows.push(row.map_err(errors::shape)?);
             }
-            match next.into_paging_control_flow() {
-                ControlFlow::Continue(next) => state = next,
-                ControlFlow::Break(()) => return Ok(rows),
-            }
+            from = next;
         }
+        Ok(rows)
     }
 
     /// Rows of a statement that is used once.
