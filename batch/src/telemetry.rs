@@ -5,7 +5,7 @@ use std::time::Duration;
 use lamina_core::Micros;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
-use crate::{archive::Cared, compute::Done};
+use crate::{archive::Cared, compute::Done, table::Tally};
 
 const RUNS: &str = "lamina_batch_runs_total";
 const ROWS: &str = "lamina_batch_rows_total";
@@ -13,6 +13,7 @@ const CHUNKS: &str = "lamina_batch_chunks_total";
 const EXPIRED: &str = "lamina_batch_expired_total";
 const REJECTED: &str = "lamina_batch_rejected_total";
 const EVENTS: &str = "lamina_batch_events_total";
+const TABLE_ROWS: &str = "lamina_batch_table_rows_total";
 const VIOLATIONS: &str = "lamina_batch_conservation_violations_total";
 const SECONDS: &str = "lamina_batch_run_seconds";
 const GENERATION: &str = "lamina_batch_generation";
@@ -39,6 +40,11 @@ pub(crate) fn describe_metrics() {
         EVENTS,
         Unit::Count,
         "Offsets of the epochs read, by metric and fate: folded, filtered, dead_lettered, duplicate, erased, expired, without_record"
+    );
+    describe_counter!(
+        TABLE_ROWS,
+        Unit::Count,
+        "Rows of users' own tables that whole scans met, by source and fate: summarised, expired, rejected; updated ones are summarised, too"
     );
     describe_counter!(
         VIOLATIONS,
@@ -102,6 +108,19 @@ pub(crate) fn read(metric: &str, done: &Done) {
     counter!(REJECTED, "metric" => metric.to_owned()).increment(done.fates.rejected);
     for (fate, count) in done.by_fate() {
         counter!(EVENTS, "metric" => metric.to_owned(), "fate" => fate).increment(count);
+    }
+}
+
+/// Counts what a scan of a table met, and wrote.
+pub(crate) fn scanned(source: &str, tally: &Tally) {
+    let fates = [
+        ("summarised", tally.events),
+        ("expired", tally.expired),
+        ("rejected", tally.rejected),
+        ("updated", tally.updated),
+    ];
+    for (fate, count) in fates {
+        counter!(TABLE_ROWS, "source" => source.to_owned(), "fate" => fate).increment(count);
     }
 }
 

@@ -20,6 +20,7 @@ mod place;
 mod process;
 mod proxy;
 mod s3;
+mod shop;
 mod tables;
 mod topic_events;
 mod truth;

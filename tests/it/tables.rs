@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use futures::{StreamExt, TryStreamExt, stream};
 use lamina::backends::cassandra::{CassandraConfig, tables::CassandraTables};
 use lamina_core::{
     Clock, StoreError, TableName, Tables,
@@ -10,176 +9,15 @@ use lamina_core::{
     tables::{CellChange, Reading, Table, TableRow, Value as Cell},
 };
 use reqwest::{Method, StatusCode};
-use scylla::{
-    client::{session::Session, session_builder::SessionBuilder},
-    value::{CqlDate, CqlDecimal, CqlTimestamp},
-};
 use serde_json::{Value, json};
 
 use super::{
-    place::Place,
     process::{Addresses, Backend, Lamina, run},
+    shop::{Account, Shop},
 };
 
 const ROWS: i64 = 50_000;
-const DAY_MS: i64 = 86_400_000;
-/// 2020-01-01.
-const OLD_MS: i64 = 1_577_836_800_000;
 const EVERYTHING: &str = "from=2019-01-01T00:00:00Z&to=2100-01-01T00:00:00Z";
-
-const DEFINITIONS: &str = r#"
-[source.accounts]
-kind = "cassandra"
-table = "KEYSPACE.accounts"
-time = "opened_at"
-[source.accounts.fields]
-region = "string"
-region_name = "string"
-id = "string"
-tier = "string"
-balance = "int64"
-price = "decimal(12,2)"
-opened_at = "timestamp"
-[source.accounts.update]
-segment = "CASE WHEN balance > 1000 THEN 'gold' ELSE 'basic' END"
-doubled = "balance * 2"
-[[source.accounts.expire]]
-where = "tier = 'free'"
-after = "90d"
-[[source.accounts.expire]]
-where = "region = 'r6' AND balance < 0"
-
-[metric.balances]
-source = "accounts"
-value = "balance"
-dimensions = ["region", "region_name", "tier"]
-groupings = [["tier"]]
-aggregates = ["count", "sum", "min", "max", "distinct(id)"]
-grain = "1h"
-rollups = ["1d"]
-
-[metric.prices]
-source = "accounts"
-where = "tier IS NULL"
-value = "price"
-aggregates = ["count", "sum"]
-grain = "1d"
-"#;
-
-const TABLE: &str = "CREATE TABLE KEYSPACE.accounts (region text, bucket smallint, opened_at timestamp, id text, \
-    region_name text static, tier text, balance bigint, price decimal, active boolean, born date, tags set<text>, \
-    note text, segment text, doubled bigint, PRIMARY KEY ((region, bucket), opened_at, id))";
-
-/// An account as the test made it: the oracle knows nothing but this.
-#[derive(Clone, Debug)]
-struct Account {
-    region: String,
-    bucket: i16,
-    opened_ms: i64,
-    id: String,
-    tier: Option<&'static str>,
-    balance: Option<i64>,
-    cents: i64,
-}
-
-impl Account {
-    fn new(number: i64, now_ms: i64) -> Self {
-        let old = number % 3 != 0;
-        let opened_ms = if old { OLD_MS + number * 97_000 } else { now_ms - DAY_MS - number * 31 };
-        Self {
-            region: format!("r{}", number % 7),
-            bucket: i16::try_from(number / 7 % 40).unwrap(),
-            opened_ms,
-            id: format!("a{number}"),
-            tier: [Some("free"), Some("paid"), None, Some("paid")][usize::try_from(number % 4).unwrap()],
-            balance: (number % 11 != 0).then(|| number * 13 % 5_000 - 100),
-            cents: number % 1_000 - 20,
-        }
-    }
-
-    fn expires(&self, now_ms: i64) -> bool {
-        let due = self.opened_ms + 90 * DAY_MS <= now_ms;
-        (self.tier == Some("free") && due) || (self.region == "r6" && self.balance.is_some_and(|balance| balance < 0))
-    }
-
-    fn segment(&self) -> &'static str {
-        if self.balance.is_some_and(|balance| balance > 1_000) { "gold" } else { "basic" }
-    }
-}
-
-/// A lamina over a table of its own in a keyspace of its own.
-struct Shop {
-    place: Place,
-    keyspace: String,
-    session: Session,
-}
-
-impl Shop {
-    fn new() -> Self {
-        let place = Place::new(Backend::Real);
-        let keyspace = format!("{}_shop", place.name);
-        let definitions = DEFINITIONS.replace("KEYSPACE", &keyspace);
-        std::fs::write(place.path().join("metrics.toml"), definitions).unwrap();
-        let session = place.runtime.block_on(async {
-            let session = SessionBuilder::new().known_node(Addresses::default().cassandra).build().await.unwrap();
-            let replication = "{'class': 'SimpleStrategy', 'replication_factor': 1}";
-            let create = format!("CREATE KEYSPACE {keyspace} WITH replication = {replication}");
-            session.query_unpaged(create, ()).await.unwrap();
-            session.query_unpaged(TABLE.replace("KEYSPACE", &keyspace), ()).await.unwrap();
-            session.await_schema_agreement().await.unwrap();
-            session
-        });
-        Self { place, keyspace, session }
-    }
-
-    fn start(&self) -> Lamina {
-        Lamina::start(self.place.path(), &self.place.settings(), &self.place.name)
-    }
-
-    fn cql(&self, text: &str) {
-        let text = text.replace("KEYSPACE", &self.keyspace);
-        self.place.runtime.block_on(self.session.query_unpaged(text, ())).unwrap();
-    }
-
-    /// Inserts whole rows, as their owner does.
-    fn insert(&self, accounts: &[Account], note: Option<&str>) {
-        let columns = "region, bucket, opened_at, id, tier, balance, price, active, born, tags, note";
-        let text = format!("INSERT INTO {}.accounts ({columns}) VALUES (?,?,?,?,?,?,?,?,?,?,?)", self.keyspace);
-        self.place.runtime.block_on(async {
-            let insert = self.session.prepare(text).await.unwrap();
-            let insert = &insert;
-            let put = |account: Account| async move {
-                let Account { region, bucket, opened_ms, id, tier, balance, cents } = account;
-                let price = CqlDecimal::from_signed_be_bytes_slice_and_exponent(&cents.to_be_bytes(), 2);
-                let (born, tags) = (CqlDate((1 << 31) + 7), vec!["x", "y"]);
-                let opened = CqlTimestamp(opened_ms);
-                let values = (region, bucket, opened, id, tier, balance, price, true, born, tags, note);
-                self.session.execute_unpaged(insert, values).await.map(drop)
-            };
-            stream::iter(accounts.to_vec()).map(put).buffer_unordered(256).try_collect::<()>().await.unwrap();
-        });
-    }
-
-    /// By id: segment, doubled, note.
-    fn rows(&self) -> BTreeMap<String, (Option<String>, Option<i64>, Option<String>)> {
-        let text = format!("SELECT id, segment, doubled, note FROM {}.accounts", self.keyspace);
-        self.place.runtime.block_on(async {
-            let rows = self.session.query_iter(text, ()).await.unwrap();
-            let rows = rows.rows_stream::<(Option<String>, Option<String>, Option<i64>, Option<String>)>().unwrap();
-            let rows: Vec<_> = rows.try_collect().await.unwrap();
-            rows.into_iter().filter_map(|(id, segment, doubled, note)| Some((id?, (segment, doubled, note)))).collect()
-        })
-    }
-}
-
-impl Drop for Shop {
-    fn drop(&mut self) {
-        let text = format!("DROP KEYSPACE IF EXISTS {}", self.keyspace);
-        if self.place.runtime.block_on(self.session.query_unpaged(text, ())).is_err() {
-            eprintln!("keyspace {} is left behind", self.keyspace);
-        }
-    }
-}
 
 fn post(lamina: &Lamina, path: &str, body: &Value) -> Value {
     let answer = lamina.request(Method::POST, path).json(body).send().unwrap();

@@ -44,6 +44,7 @@ use crate::{
     fold::{Fates, Groups},
     open::{self, Aim, Target},
     plan::Sealed,
+    telemetry,
 };
 
 /// Scans that feed one partition of a fold: while one waits for its page, the other is folded.
@@ -131,7 +132,12 @@ impl Batch {
             done = self.engine.run(work.run()) => done,
         };
         match done {
-            Ok((done, tally)) => Ok((self.publish_all(run, &metrics, done).await?, tally)),
+            Ok((done, tally)) => {
+                if run.effect == Effect::Everything {
+                    telemetry::scanned(&run.source.name, &tally);
+                }
+                Ok((self.publish_all(run, &metrics, done).await?, tally))
+            }
             Err(error) => {
                 if run.effect != Effect::Nothing && !matches!(error, BatchError::TakenOver) {
                     for folded in &metrics {

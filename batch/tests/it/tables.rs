@@ -110,7 +110,8 @@ impl Table for Handle {
         let after = from.map_or(range.after, |from| i64::from_be_bytes(from[..].try_into().unwrap()));
         let people = self.0.people.lock().unwrap();
         let mut rows: Vec<TableRow> = Vec::new();
-        for (&token, (age, adult)) in people.range(after + 1..=range.upto).take(7) {
+        let within = people.range(after + 1..).take_while(|(token, _)| **token <= range.upto);
+        for (&token, (age, adult)) in within.take(7) {
             let town = Value::Text(format!("t{}", token % 5));
             let seen = Value::Time(1_767_225_600_000_000 + token * 1_000_000);
             let adult = adult.map_or(Value::Null, Value::Bool);
