@@ -293,5 +293,8 @@ fn a_write_that_is_older_changes_nothing() {
         let unknown = TableName { keyspace: shop.keyspace.clone(), table: "nothing".to_owned() };
         let unknown = tables.describe(&unknown).await;
         assert!(matches!(&unknown, Err(StoreError::Refused(why)) if why.contains("there is no table")), "{unknown:?}");
+        let ours = TableName { keyspace: CassandraConfig::default().keyspace, table: "documents".to_owned() };
+        let ours = tables.describe(&ours).await;
+        assert!(matches!(&ours, Err(StoreError::Refused(why)) if why.contains("own keyspace")), "{ours:?}");
     });
 }

@@ -2,7 +2,8 @@
 //!
 //! # Invariants
 //! - The ranges of a table tile the ring: every token lies in exactly one of them.
-//! - Every write names its timestamp; nothing here is conditional, so all of it may be repeated.
+//! - Every write names its timestamp and depends on nothing, so all of it may be repeated.
+//! - lamina's own keyspace is never touched from here, whatever a definition says.
 
 use std::sync::Arc;
 
@@ -46,7 +47,13 @@ impl CassandraTables {
         Self { config, connection: OnceCell::new() }
     }
 
-    async fn connection(&self) -> Result<&Arc<Connection>, StoreError> {
+    /// The session, for a table that is not lamina's own.
+    async fn connection(&self, table: &TableName) -> Result<&Arc<Connection>, StoreError> {
+        if table.keyspace == self.config.keyspace {
+            return Err(StoreError::Refused(format!(
+                "{table} lies in lamina's own keyspace, which nobody else works on"
+            )));
+        }
         let open = || async { Connection::open_for(&self.config, None).await.map(Arc::new) };
         self.connection.get_or_try_init(open).await
     }
@@ -55,12 +62,12 @@ impl CassandraTables {
 #[async_trait]
 impl Tables for CassandraTables {
     async fn describe(&self, table: &TableName) -> Result<Vec<Column>, StoreError> {
-        let columns = columns(self.connection().await?, table).await?;
+        let columns = columns(self.connection(table).await?, table).await?;
         Ok(columns.into_iter().map(|(_, column)| column).collect())
     }
 
     async fn open(&self, reading: Reading) -> Result<Arc<dyn Table>, StoreError> {
-        let connection = self.connection().await?;
+        let connection = self.connection(&reading.table).await?;
         if connection.session().get_cluster_state().get_keyspace(&reading.table.keyspace).is_none() {
             // It is younger than what the session knows.
             let refreshed = connection.session().refresh_metadata().await;
