@@ -97,6 +97,9 @@ impl Account {
     }
 }
 
+/// A row's segment, doubled and note.
+type Enriched = (Option<String>, Option<i64>, Option<String>);
+
 /// A lamina over a table of its own in a keyspace of its own.
 pub(crate) struct Shop {
     pub(crate) place: Place,
@@ -151,7 +154,7 @@ impl Shop {
     }
 
     /// By id: segment, doubled, note.
-    pub(crate) fn rows(&self) -> BTreeMap<String, (Option<String>, Option<i64>, Option<String>)> {
+    pub(crate) fn rows(&self) -> BTreeMap<String, Enriched> {
         let text = format!("SELECT id, segment, doubled, note FROM {}.accounts", self.keyspace);
         self.place.runtime.block_on(async {
             let rows = self.session.query_iter(text, ()).await.unwrap();

@@ -285,7 +285,7 @@ fn a_write_that_is_older_changes_nothing() {
         assert_eq!(rows[0].values, [text("paid"), text("user"), Cell::Int(7)], "the user's is newer");
         assert_eq!(rows[0].written_at[1], Some(began));
 
-        table.delete(&[row.key.clone()], began).await.unwrap();
+        table.delete(std::slice::from_ref(&row.key), began).await.unwrap();
         let rows = all_rows(&*table).await;
         assert_eq!(rows[0].values, [Cell::Null, text("user"), Cell::Null], "what came after the scan began stays");
         let wrong = table.update(&[change(2, text("no number"), began)]).await;

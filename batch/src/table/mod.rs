@@ -126,12 +126,7 @@ impl Batch {
             began: self.deps.clock.now(),
             meter: Arc::clone(meter),
         };
-        let done = tokio::select! {
-            biased;
-            () = cancel.cancelled() => Err(BatchError::Cancelled),
-            done = self.engine.run(work.run()) => done,
-        };
-        match done {
+        match self.on_engine(work.run(), cancel).await {
             Ok((done, tally)) => {
                 if run.effect == Effect::Everything {
                     telemetry::scanned(&run.source.name, &tally);
