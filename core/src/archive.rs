@@ -336,7 +336,7 @@ mod tests {
         assert_eq!(holdings, after, "once is enough");
         assert_eq!(paths(&holdings.over(&(0..20), own.clone())), ["a", "bc", "d"]);
         assert_eq!(holdings.gaps(&(0..20)), [0..4, 12..20]);
-        assert_eq!(holdings.gaps(&(6..14)), [12..14]);
+        assert_eq!(holdings.gaps(&(6..14)), vec![12..14]);
         assert_eq!(paths(&holdings.over(&(11..13), own[3..].to_vec())), ["bc", "d"]);
         holdings.announce("abc", 4);
         let late = holdings.replace(&own[..3], segment(0, 12, "abc"), 4);

@@ -17,9 +17,9 @@ const RANGE: &str = "from=2020-01-01T00:00:00Z&to=2020-01-01T01:00:00Z&aggregate
 const DUCKDB: &str = "import duckdb, json, sys
 files = sys.argv[1:]
 total = duckdb.sql(\"SELECT count(*), sum(size) FROM read_parquet($files) WHERE _outcome = 0 AND site <> 'hidden'\",
-                   params={'files': files}).fetchone()
+                   params={'files': files}).fetchall()[0]
 of_a = duckdb.sql(\"SELECT count(*) FROM read_parquet($files) WHERE site = 'a' OR decode(_payload) LIKE '%\\\"a\\\"%'\",
-                  params={'files': files}).fetchone()
+                  params={'files': files}).fetchall()[0]
 print(json.dumps([total[0], int(total[1]), of_a[0]]))";
 
 struct Kept {

@@ -1,6 +1,9 @@
 //! The filter's language over the events of a source, instead of over series.
 
-use arrow::array::{AsArray, BooleanArray, RecordBatch};
+use arrow::{
+    array::{AsArray, BooleanArray, RecordBatch},
+    datatypes::SchemaRef,
+};
 
 use super::{SeriesFilter, readable};
 use crate::{metric::Dimension, source::Source};
@@ -34,7 +37,7 @@ impl EventFilter {
         let column =
             |name: &String| events.column_by_name(name).cloned().ok_or_else(|| format!("there is no column {name}"));
         let columns = schema.fields().iter().map(|field| column(field.name())).collect::<Result<Vec<_>, _>>()?;
-        let columns = RecordBatch::try_new(schema.clone(), columns).map_err(readable)?;
+        let columns = RecordBatch::try_new(SchemaRef::clone(schema), columns).map_err(readable)?;
         let passed = condition.evaluate(&columns).and_then(|value| value.into_array(events.num_rows()));
         let passed = passed.map_err(readable)?;
         Ok(match passed.as_boolean_opt() {
