@@ -90,8 +90,8 @@ mod tests {
     #[test]
     fn a_record_is_written_again_a_few_times_only() {
         let (mut sizes, mut rewritten) = (Vec::new(), 0);
-        for _ in 0..10_000 {
-            sizes.push(20_000);
+        for sealed in std::iter::repeat_n(20_000, 10_000) {
+            sizes.push(sealed);
             while let Some(found) = window(&segments(&sizes), 0) {
                 let sum: u64 = sizes[found.clone()].iter().sum();
                 rewritten += sum;
