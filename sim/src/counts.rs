@@ -52,6 +52,7 @@ happenings! {
     Recompute => "recomputed range published",
     Rollback => "rollback published",
     Unused => "chunks removed that nothing refers to",
+    Compacted => "archive files put together",
     Revision => "definitions changed",
     CatalogLag => "workers with different definitions",
     Lost => "log cut off below the consumer, lost range recorded",

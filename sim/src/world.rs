@@ -9,8 +9,9 @@ use std::{
 
 use bytes::Bytes;
 use lamina_core::{
-    Archive, BatchRow, Change, Commit, Epoch, EpochId, Ledger, LogId, Mark, Micros, Offset, Part, Partition, Shard,
-    SpeedKey, Stamp, ViewId, ViewState,
+    Archive, BatchRow, Change, Commit, Epoch, EpochId, Holdings, Ledger, LogId, Mark, Micros, Offset, Part, Partition,
+    Shard, SpeedKey, Stamp, ViewId, ViewState,
+    archive::ARCHIVE_DOCUMENTS,
     conformance::memory::{LogState, StoreState},
     envelope,
     generation::VIEW_DOCUMENTS,
@@ -335,11 +336,13 @@ impl World {
                 return Done::Conditional(self.commit(who, log, *partition, change));
             }
             Effect::Document { kind, key, expected, value } => {
-                let before = self.store.document(kind, key);
+                let before = self.store.document(kind, key).map(|document| document.value);
                 let done = self.store.change_document(kind, key, *expected, value.clone());
                 if kind == VIEW_DOCUMENTS && done == Commit::Applied {
-                    let before = before.map(|document| document.value);
                     self.view_changed(who, &ViewId::from_text(key), before.as_ref(), value.as_ref());
+                }
+                if kind == ARCHIVE_DOCUMENTS && done == Commit::Applied {
+                    self.holdings_changed(who, key, before.as_ref(), value.as_ref());
                 }
                 return Done::Conditional(done);
             }
@@ -433,10 +436,29 @@ impl World {
         if self.accounts.get(&(partition, epoch.start)).is_some_and(|known| known.archive == epoch.archive) {
             return;
         }
-        let whole =
-            self.files.get(path).is_some_and(|file| file.len() as u64 == *bytes && crc32fast::hash(file) == *checksum);
-        if !whole {
+        if !self.is_whole(path, *bytes, *checksum) {
             self.violate("sealed-epochs-are-archived", format!("{partition}: {path} is not there, or not whole"));
+        }
+    }
+
+    fn is_whole(&self, path: &str, bytes: u64, checksum: u32) -> bool {
+        self.files.get(path).is_some_and(|file| file.len() as u64 == bytes && crc32fast::hash(file) == checksum)
+    }
+
+    /// What takes the place of epochs' own files is durable, whole, and accounts for the same offsets.
+    fn holdings_changed(&mut self, who: Who, key: &str, before: Option<&Bytes>, after: Option<&Bytes>) {
+        let read = |bytes: Option<&Bytes>| bytes.and_then(|bytes| envelope::unpack::<Holdings>(bytes).ok());
+        let (before, after) = (read(before).unwrap_or_default(), read(after).unwrap_or_default());
+        for segment in after.segments.iter().filter(|segment| !before.segments.contains(segment)) {
+            let Some(Archive { path, bytes, checksum, counts, .. }) = &segment.archive else { continue };
+            self.count(Happening::Compacted);
+            self.note(format_args!("{who} puts offsets {}..{} of {key} together", segment.start, segment.end));
+            if counts.offsets() != segment.end - segment.start {
+                self.violate("epochs-conserve", format!("{key}: {segment:?}"));
+            }
+            if !self.is_whole(path, *bytes, *checksum) {
+                self.violate("sealed-epochs-are-archived", format!("{key}: {path} is not there, or not whole"));
+            }
         }
     }
 
