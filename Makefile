@@ -11,9 +11,8 @@ DENY := $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 
 # A server that speaks S3, for the tests of the archive
 S3 := $(if $(LAMINA_SKIP_REAL),,LAMINA_TEST_S3="$${LAMINA_TEST_S3:-$$(deploy/local/s3.sh)}")
-# DuckDB and DataFusion, for `make bench`, and DuckDB for the tests of the archive
-PEERS := $(CACHE)/bench-venv/bin/python3
-DUCKDB := LAMINA_TEST_DUCKDB="$${LAMINA_TEST_DUCKDB:-$(PEERS)}"
+# DuckDB, which reads the archive in a test
+DUCKDB := $(if $(LAMINA_SKIP_REAL),,LAMINA_TEST_DUCKDB="$${LAMINA_TEST_DUCKDB:-$$(deploy/local/peers.sh)}")
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
@@ -21,7 +20,7 @@ help: ## this list
 run: setup ## build lamina and run the demo; it prints its addresses
 	cargo run --bin lamina -- demo
 
-test: setup $(PEERS) ## all tests, against a real broker and node too (LAMINA_SKIP_REAL=1: without those)
+test: setup ## all tests, against a real broker and node too (LAMINA_SKIP_REAL=1: without those)
 	@$(S3) $(DUCKDB) deploy/local/with.sh cargo test --workspace
 
 simulate: setup ## faults by seed over the real layers: SEEDS=n (and FROM=n) of them, or SEED=n with its trace
@@ -42,10 +41,10 @@ down: ## stop them; their data stay in .run
 status: ## what runs where
 	@deploy/local/status.sh
 
-bench: setup $(PEERS) ## end-to-end measurements, and a recompute beside its peers, about ten minutes; see bench/ (LAMINA_SKIP_REAL=1: embedded only)
+bench: setup ## end-to-end measurements, and a recompute beside its peers, about ten minutes; see bench/ (LAMINA_SKIP_REAL=1: embedded only)
 	cargo build --bin lamina
 	@deploy/local/with.sh python3 bench/end_to_end.py
-	@$(PEERS) bench/recompute.py
+	@$$(deploy/local/peers.sh) bench/recompute.py
 
 chaos: setup ## hurt a running lamina and check every answer: SCENARIO=name; see docs/chaos.md
 	cargo build --workspace --bins
@@ -57,8 +56,3 @@ setup: ## install what building needs, if something is missing
 $(DENY):
 	@echo "building cargo-deny $(DENY_VERSION) (once, some minutes)" >&2
 	cargo install cargo-deny --locked --version $(DENY_VERSION) --root $(CACHE)/cargo-deny-$(DENY_VERSION)
-
-$(PEERS): bench/requirements.txt
-	python3 -m venv $(CACHE)/bench-venv
-	$(CACHE)/bench-venv/bin/pip install --quiet --requirement bench/requirements.txt
-	@touch $@

@@ -85,18 +85,28 @@ command_of() {
     fi
 }
 
+# Installs Debian packages where it may; otherwise says what they are needed for, and stops.
+#
+#   need_packages PURPOSE PACKAGE...
+need_packages() {
+    local purpose=$1
+    shift
+    local install="apt-get install -y --no-install-recommends $*"
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        say "installing $* (apt-get)"
+        # shellcheck disable=SC2086
+        { apt-get -qq update && DEBIAN_FRONTEND=noninteractive $install -qq; } >&2 && return
+    fi
+    fail "$purpose. Install what is missing, e.g.: sudo $install" 2
+}
+
 need_java() {
     local version=''
     if command -v java >/dev/null 2>&1; then
         version=$(java -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p' | head -n 1)
     fi
     if [ "${version:-0}" -ge 17 ] && command -v mvn >/dev/null 2>&1; then return; fi
-    local install='apt-get install -y --no-install-recommends openjdk-17-jre-headless maven'
-    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-        say 'installing Java 17 and Maven (apt-get)'
-        { apt-get -qq update && DEBIAN_FRONTEND=noninteractive $install -qq; } >&2 && return
-    fi
-    fail "Java 17 or newer and Maven are needed to start Kafka and Cassandra. Install them, e.g.: sudo $install" 2
+    need_packages 'Java 17 or newer and Maven are needed to start Kafka and Cassandra' openjdk-17-jre-headless maven
 }
 
 # Prints the folder with a backend's jars, fetching them the first time.
