@@ -29,13 +29,7 @@ pub fn states_udaf(metric: &Metric) -> AggregateUDF {
     udaf(Layout::of(metric))
 }
 
-/// The layout of [`states_udaf`]'s function, to make the same elsewhere with [`udaf`]; `None` of any other function.
-pub fn layout_of(function: &AggregateUDF) -> Option<&Layout> {
-    function.inner().downcast_ref::<StatesUdaf>().map(|function| &function.layout)
-}
-
-/// The function that keeps the states of `layout`.
-pub fn udaf(layout: Layout) -> AggregateUDF {
+pub(crate) fn udaf(layout: Layout) -> AggregateUDF {
     let arguments = 4 + usize::from(layout.number != Number::None) + layout.texts();
     AggregateUDF::new_from_impl(StatesUdaf { layout, signature: Signature::any(arguments, Volatility::Immutable) })
 }

@@ -1,34 +1,31 @@
-//! How a fold's plan travels: our two nodes and our aggregate; DataFusion's own nodes travel by themselves.
+//! How a fold's plan travels: as the files and the metric's definition, from which the other side makes the same plan again.
+//!
+//! Nothing of DataFusion's own is sent: its decoder trusts what it reads, and panics on a column that is not there.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use datafusion::{
     common::{DataFusionError, Result, internal_err, not_impl_err},
     execution::TaskContext,
-    functions_aggregate::min_max::min_udaf,
-    logical_expr::AggregateUDF,
     physical_plan::ExecutionPlan,
 };
 use datafusion_proto::{
     bytes::physical_plan_to_bytes_with_proto_converter,
-    physical_plan::{
-        ComposedPhysicalExtensionCodec, DeduplicatingProtoConverter, PhysicalExtensionCodec,
-        PhysicalProtoConverterExtension,
-    },
+    physical_plan::{DeduplicatingProtoConverter, PhysicalExtensionCodec, PhysicalProtoConverterExtension},
 };
-use lamina_metric::{Catalog, Metric, Versions, udaf};
+use lamina_metric::{Catalog, Metric, Versions};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    report::Report,
+    fold,
     scan::{Piece, Scan},
 };
 
-/// A node as bytes: postcard.
+/// What is to be folded, as bytes: postcard.
 #[derive(Serialize, Deserialize)]
-enum Node {
-    Report,
-    Scan { definition: Definition, partitions: Vec<Vec<Piece>> },
+struct Errand {
+    definition: Definition,
+    partitions: Vec<Vec<Piece>>,
 }
 
 /// A metric and its source, to be compiled again.
@@ -62,12 +59,20 @@ impl Definition {
     }
 }
 
-/// Encodes a plan as executors decode it.
-pub(super) fn encode(plan: Arc<dyn ExecutionPlan>) -> Result<Vec<u8>> {
-    // The library's own codec comes first on the other side, and would here take every aggregate for its own.
-    let codecs = ComposedPhysicalExtensionCodec::new(vec![Arc::new(Nothing), Arc::new(Codec)]);
+/// Encodes what executors decode to the whole fold of these files.
+pub(super) fn encode(scan: Scan) -> Result<Vec<u8>> {
     let converter = DeduplicatingProtoConverter::default();
-    Ok(physical_plan_to_bytes_with_proto_converter(plan, &codecs, &converter)?.to_vec())
+    Ok(physical_plan_to_bytes_with_proto_converter(Arc::new(scan), &Codec, &converter)?.to_vec())
+}
+
+pub(super) fn pack(scan: &Scan) -> Result<Vec<u8>> {
+    let errand = Errand { definition: Definition::of(&scan.metric)?, partitions: scan.partitions.clone() };
+    postcard::to_stdvec(&errand).map_err(external)
+}
+
+pub(super) fn unpack(bytes: &[u8]) -> Result<Arc<dyn ExecutionPlan>> {
+    let Errand { definition, partitions } = postcard::from_bytes(bytes).map_err(external)?;
+    fold::plan(&definition.compile()?, partitions)
 }
 
 #[derive(Debug)]
@@ -81,13 +86,7 @@ impl PhysicalExtensionCodec for Codec {
         _: &TaskContext,
         _: &dyn PhysicalProtoConverterExtension,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        match (postcard::from_bytes(bytes).map_err(external)?, inputs) {
-            (Node::Report, [fold]) => Ok(Arc::new(Report::over(Arc::clone(fold))?)),
-            (Node::Scan { definition, partitions }, []) => Ok(Arc::new(Scan::new(definition.compile()?, partitions))),
-            (Node::Report | Node::Scan { .. }, inputs) => {
-                internal_err!("a node of lamina's over {} plans", inputs.len())
-            }
-        }
+        if inputs.is_empty() { unpack(bytes) } else { internal_err!("a fold of files over {} plans", inputs.len()) }
     }
 
     fn try_encode(
@@ -96,58 +95,11 @@ impl PhysicalExtensionCodec for Codec {
         bytes: &mut Vec<u8>,
         _: &dyn PhysicalProtoConverterExtension,
     ) -> Result<()> {
-        let node = if node.is::<Report>() {
-            Node::Report
-        } else if let Some(scan) = node.downcast_ref::<Scan>() {
-            Node::Scan { definition: Definition::of(&scan.metric)?, partitions: scan.partitions.clone() }
-        } else {
-            return not_impl_err!("{} is no node of lamina's", node.name());
+        let Some(scan) = node.downcast_ref::<Scan>() else {
+            return not_impl_err!("{} is not sent to executors", node.name());
         };
-        bytes.extend(postcard::to_stdvec(&node).map_err(external)?);
+        bytes.extend(pack(scan)?);
         Ok(())
-    }
-
-    fn try_decode_udaf(&self, name: &str, bytes: &[u8]) -> Result<Arc<AggregateUDF>> {
-        if bytes.is_empty() && name == min_udaf().name() {
-            return Ok(min_udaf());
-        }
-        Ok(Arc::new(udaf::udaf(postcard::from_bytes(bytes).map_err(external)?)))
-    }
-
-    fn try_encode_udaf(&self, function: &AggregateUDF, bytes: &mut Vec<u8>) -> Result<()> {
-        if let Some(layout) = udaf::layout_of(function) {
-            bytes.extend(postcard::to_stdvec(layout).map_err(external)?);
-        }
-        Ok(())
-    }
-}
-
-/// Stands where the other side has the library's own codec, and takes nothing.
-#[derive(Debug)]
-struct Nothing;
-
-impl PhysicalExtensionCodec for Nothing {
-    fn try_decode(
-        &self,
-        _: &[u8],
-        _: &[Arc<dyn ExecutionPlan>],
-        _: &TaskContext,
-        _: &dyn PhysicalProtoConverterExtension,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        not_impl_err!("nothing is decoded here")
-    }
-
-    fn try_encode(
-        &self,
-        _: Arc<dyn ExecutionPlan>,
-        _: &mut Vec<u8>,
-        _: &dyn PhysicalProtoConverterExtension,
-    ) -> Result<()> {
-        not_impl_err!("another codec's")
-    }
-
-    fn try_encode_udaf(&self, _: &AggregateUDF, _: &mut Vec<u8>) -> Result<()> {
-        not_impl_err!("another codec's")
     }
 }
 

@@ -2,9 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use datafusion::{
-    error::DataFusionError, execution::TaskContext, physical_plan::ExecutionPlan, prelude::SessionConfig,
-};
+use datafusion::{error::DataFusionError, execution::TaskContext, prelude::SessionConfig};
 use datafusion_distributed::{
     DistributedConfig, DistributedExt, ExecuteTaskRequest, GetWorkerInfoRequest, MaybeEncoded, ProducerHead,
     SetPlanRequest, TaskKey, WorkerChannel,
@@ -27,7 +25,7 @@ use crate::{
     context::{Engine, stopped},
     fold,
     report::{self, Folded},
-    scan::Piece,
+    scan::{Piece, Scan},
     telemetry,
 };
 
@@ -182,25 +180,24 @@ impl Executor {
         share: &[Piece],
         ways: usize,
     ) -> Result<Vec<Folded>, Failure> {
-        let plan =
-            fold::plan(metric, fold::share_out(share.to_vec(), ways)).map_err(|error| Failure::Share(error.into()))?;
-        let output = self.execute(context, plan).await.map_err(|error| self.failure(error))?;
+        let scan = Scan::new(Arc::clone(metric), fold::share_out(share.to_vec(), ways));
+        let output = self.execute(context, scan).await.map_err(|error| self.failure(error))?;
         let read = |batches: Vec<_>| report::read(metric, &batches).map_err(Failure::Share);
         output.into_iter().map(read).collect()
     }
 
-    /// What each partition of a plan gives on the executor. Dropping the future stops it there, too.
+    /// What each partition of the fold gives on the executor. Dropping the future stops it there, too.
     async fn execute(
         &mut self,
         context: &Arc<TaskContext>,
-        plan: Arc<dyn ExecutionPlan>,
+        scan: Scan,
     ) -> Result<Vec<Vec<arrow::array::RecordBatch>>, DataFusionError> {
-        let partitions = plan.properties().partitioning.partition_count();
+        let partitions = scan.partitions.len();
         let task_key = TaskKey { query_id: Uuid::now_v7(), stage_id: 0, task_number: 0 };
         let request = SetPlanRequest {
             task_key,
             task_count: 1,
-            plan: MaybeEncoded::Encoded(codec::encode(plan)?),
+            plan: MaybeEncoded::Encoded(codec::encode(scan)?),
             work_unit_feed_declarations: Vec::new(),
             target_worker_url: self.address.clone(),
             query_start_time_ns: 0,
