@@ -11,7 +11,10 @@ use datafusion::{
 };
 use datafusion_proto::{
     bytes::physical_plan_to_bytes_with_proto_converter,
-    physical_plan::{DeduplicatingProtoConverter, PhysicalExtensionCodec, PhysicalProtoConverterExtension},
+    physical_plan::{
+        ComposedPhysicalExtensionCodec, DeduplicatingProtoConverter, PhysicalExtensionCodec,
+        PhysicalProtoConverterExtension,
+    },
 };
 use lamina_metric::{Catalog, Metric, Versions};
 use serde::{Deserialize, Serialize};
@@ -61,8 +64,10 @@ impl Definition {
 
 /// Encodes what executors decode to the whole fold of these files.
 pub(super) fn encode(scan: Scan) -> Result<Vec<u8>> {
+    // The other side asks the library's own codec first and ours second, and is told by number whose a node is.
+    let codecs = ComposedPhysicalExtensionCodec::new(vec![Arc::new(Nothing), Arc::new(Codec)]);
     let converter = DeduplicatingProtoConverter::default();
-    Ok(physical_plan_to_bytes_with_proto_converter(Arc::new(scan), &Codec, &converter)?.to_vec())
+    Ok(physical_plan_to_bytes_with_proto_converter(Arc::new(scan), &codecs, &converter)?.to_vec())
 }
 
 pub(super) fn pack(scan: &Scan) -> Result<Vec<u8>> {
@@ -100,6 +105,31 @@ impl PhysicalExtensionCodec for Codec {
         };
         bytes.extend(pack(scan)?);
         Ok(())
+    }
+}
+
+/// Stands where the other side has the library's own codec, and takes nothing.
+#[derive(Debug)]
+struct Nothing;
+
+impl PhysicalExtensionCodec for Nothing {
+    fn try_decode(
+        &self,
+        _: &[u8],
+        _: &[Arc<dyn ExecutionPlan>],
+        _: &TaskContext,
+        _: &dyn PhysicalProtoConverterExtension,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        not_impl_err!("nothing is decoded here")
+    }
+
+    fn try_encode(
+        &self,
+        _: Arc<dyn ExecutionPlan>,
+        _: &mut Vec<u8>,
+        _: &dyn PhysicalProtoConverterExtension,
+    ) -> Result<()> {
+        not_impl_err!("another codec's")
     }
 }
 
