@@ -1,6 +1,6 @@
 # Every command that a person or CI runs. `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run test simulate chaos lint up down status bench setup
+.PHONY: help run test client simulate chaos lint up down status bench setup
 
 # What `make chaos` plays; all of them is SCENARIO=all
 SCENARIO := ci
@@ -13,6 +13,12 @@ DENY := $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 S3 := $(if $(LAMINA_SKIP_REAL),,LAMINA_TEST_S3="$${LAMINA_TEST_S3:-$$(deploy/local/s3.sh)}")
 # DuckDB, which reads the archive in a test
 DUCKDB := $(if $(LAMINA_SKIP_REAL),,LAMINA_TEST_DUCKDB="$${LAMINA_TEST_DUCKDB:-$$(deploy/local/peers.sh)}")
+# promtool and a Python client of Prometheus, which ask lamina in a test
+PROMETHEUS := $(if $(LAMINA_SKIP_REAL),,LAMINA_TEST_PROMETHEUS="$${LAMINA_TEST_PROMETHEUS:-$$(deploy/local/prometheus.sh)}")
+# schemathesis, which tries lamina against its OpenAPI document in a test (LAMINA_TEST_EXAMPLES=n of each operation)
+CONTRACT := $(if $(LAMINA_SKIP_REAL),,LAMINA_TEST_CONTRACT="$${LAMINA_TEST_CONTRACT:-$$(deploy/local/contract.sh)}")
+# The TypeScript client with its compiler, which a test runs
+TYPESCRIPT := $(if $(LAMINA_SKIP_REAL),,LAMINA_TEST_TYPESCRIPT="$${LAMINA_TEST_TYPESCRIPT:-$$(deploy/local/typescript.sh)}")
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
@@ -21,7 +27,12 @@ run: setup ## build lamina and run the demo; it prints its addresses
 	cargo run --bin lamina -- demo
 
 test: setup ## all tests, against a real broker and node too (LAMINA_SKIP_REAL=1: without those)
-	@$(S3) $(DUCKDB) deploy/local/with.sh cargo test --workspace
+	@$(S3) $(DUCKDB) $(PROMETHEUS) $(CONTRACT) $(TYPESCRIPT) deploy/local/with.sh cargo test --workspace
+
+client: setup ## write the OpenAPI document and the TypeScript client's types anew, as lamina is now
+	cargo run --quiet --bin lamina -- openapi > clients/typescript/openapi.json.new
+	@mv clients/typescript/openapi.json.new clients/typescript/openapi.json
+	@cd "$$(deploy/local/typescript.sh)" && npm run --silent generate
 
 simulate: setup ## faults by seed over the real layers: SEEDS=n (and FROM=n) of them, or SEED=n with its trace
 	cargo run --bin simulate -- $(if $(SEED),--seed $(SEED),--from $(or $(FROM),0) --seeds $(or $(SEEDS),1000))

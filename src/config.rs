@@ -16,12 +16,21 @@ use figment::{
 use lamina_batch::Schedule;
 use lamina_core::Micros;
 use lamina_metric::Length;
+use lamina_serving::{FreshnessLimits, SqlLimits};
 use serde::Deserialize;
 
-use self::executors::{Engine, RawExecutor};
+pub use self::login::Login;
+use self::{
+    executors::{Engine, RawExecutor},
+    http::RawHttp,
+    serving::RawServing,
+};
 use crate::backends::cassandra::WriteConsistency;
 
 mod executors;
+mod http;
+mod login;
+mod serving;
 
 /// What is wrong with a configuration; each line stands for itself.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +49,8 @@ pub struct Config {
     pub definitions: Vec<PathBuf>,
     pub data_dir: PathBuf,
     pub listen: SocketAddr,
+    /// Access, limits and TLS of the HTTP interface.
+    pub http: lamina_serving::Config,
     pub log: LogConfig,
     pub store: StoreConfig,
     /// Where the archive lies; `None` = `archive/` in the data folder.
@@ -52,14 +63,17 @@ pub struct Config {
     pub executor_listen: SocketAddr,
     /// Partitions of topics that lamina makes.
     pub partitions: u32,
-    /// Memory for decoded chunks in front of the store, bytes.
-    pub cache_bytes: u64,
+    pub serving: RawServing,
+    /// What queries in SQL may take.
+    pub sql: SqlLimits,
+    /// What is promised of freshness.
+    pub freshness: FreshnessLimits,
 }
 
 #[derive(Clone, Debug)]
 pub enum LogConfig {
     Embedded,
-    Kafka { brokers: String, replication_factor: i32, options: BTreeMap<String, String> },
+    Kafka { brokers: String, replication_factor: i32, options: BTreeMap<String, String>, login: Login },
 }
 
 #[derive(Clone, Debug)]
@@ -86,12 +100,6 @@ struct Raw {
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct RawHttp {
-    listen: String,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
 struct RawLog {
     kind: LogKind,
     brokers: String,
@@ -99,6 +107,9 @@ struct RawLog {
     replication_factor: i32,
     /// Handed to librdkafka as they are, e.g. `security.protocol`.
     options: BTreeMap<String, String>,
+    /// For SASL.
+    username: Option<String>,
+    password_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -128,7 +139,7 @@ pub struct RawStore {
     /// Replicas per data centre, for `lamina migrate`.
     pub replication_factor: u32,
     pub username: Option<String>,
-    /// A file that holds the password, so that it stands in no configuration.
+    /// A file that holds the password, so that it stands in no configuration; else `LAMINA_STORE_PASSWORD` in the environment.
     pub password_file: Option<PathBuf>,
 }
 
@@ -171,12 +182,6 @@ struct RawBatch {
     executors: Vec<String>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawServing {
-    cache_mib: u64,
-}
-
 impl Default for Raw {
     fn default() -> Self {
         Self {
@@ -194,12 +199,6 @@ impl Default for Raw {
     }
 }
 
-impl Default for RawHttp {
-    fn default() -> Self {
-        Self { listen: "127.0.0.1:8080".into() }
-    }
-}
-
 impl Default for RawLog {
     fn default() -> Self {
         Self {
@@ -208,6 +207,8 @@ impl Default for RawLog {
             partitions: 8,
             replication_factor: 1,
             options: BTreeMap::new(),
+            username: None,
+            password_file: None,
         }
     }
 }
@@ -264,12 +265,6 @@ impl Default for RawBatch {
     }
 }
 
-impl Default for RawServing {
-    fn default() -> Self {
-        Self { cache_mib: 256 }
-    }
-}
-
 /// A duration given as `500ms`, `1s`, `10m`, ...
 fn duration(key: &str, text: &str, problems: &mut Vec<String>) -> Duration {
     let millis = text.strip_suffix("ms").and_then(|n| n.trim().parse().ok()).map(Duration::from_millis);
@@ -313,9 +308,8 @@ impl Config {
         let mut problems = Vec::new();
         let speed = speed(&raw.speed, &mut problems);
         let batch = batch(&raw.batch, &raw.archive, &speed, &mut problems);
-        let listen = executors::listen("http.listen", &raw.http.listen, "127.0.0.1:8080", &mut problems);
-        let executor_listen =
-            executors::listen("executor.listen", &raw.executor.listen, "127.0.0.1:9301", &mut problems);
+        let (listen, http) = http::check(raw.http, folder, &mut problems);
+        let executor_listen = executors::listen(&raw.executor.listen, &mut problems);
         if !(1..=1_024).contains(&raw.log.partitions) {
             problems.push(format!("log.partitions = {} must lie within 1 and 1024", raw.log.partitions));
         }
@@ -328,6 +322,11 @@ impl Config {
                 brokers: raw.log.brokers,
                 replication_factor: raw.log.replication_factor,
                 options: raw.log.options,
+                login: Login {
+                    username: raw.log.username,
+                    password_file: raw.log.password_file.map(|file| folder.join(file)),
+                    environment: "LAMINA_LOG_PASSWORD",
+                },
             },
         };
         if let Some(dc) = &raw.batch.local_dc {
@@ -344,8 +343,10 @@ impl Config {
         }
         let store = match raw.store.kind {
             StoreKind::Embedded => StoreConfig::Embedded,
-            StoreKind::Cassandra => StoreConfig::Cassandra(raw.store),
+            StoreKind::Cassandra => StoreConfig::Cassandra(raw.store.below(folder)),
         };
+        let sql = raw.serving.sql(&mut problems);
+        let freshness = raw.serving.freshness(&speed, &mut problems);
         if !problems.is_empty() {
             return Err(ConfigError::Invalid(problems));
         }
@@ -353,6 +354,7 @@ impl Config {
             definitions: raw.definitions.iter().map(|path| folder.join(path)).collect(),
             data_dir: folder.join(raw.data_dir),
             listen,
+            http,
             log,
             store,
             archive,
@@ -361,7 +363,9 @@ impl Config {
             batch_dc: raw.batch.local_dc,
             executor_listen,
             partitions: raw.log.partitions,
-            cache_bytes: raw.serving.cache_mib << 20,
+            serving: raw.serving,
+            sql,
+            freshness,
         })
     }
 }
@@ -457,7 +461,7 @@ mod tests {
     #[test]
     fn every_problem_is_reported_at_once() {
         let errors = load(
-            "[http]\nlisten = \"0.0.0.0:80\"\n[log]\npartitions = 0\n[speed]\nttl = \"1h\"\nepoch = \"soon\"\n\
+            "[http]\nlisten = \"everywhere\"\n[log]\npartitions = 0\n[speed]\nttl = \"1h\"\nepoch = \"soon\"\n\
              [batch]\nschedule = \"0 0 * * *\"\n[archive]\nurl = \"nowhere\"\n",
         );
         let errors = errors.unwrap_err();
@@ -517,6 +521,22 @@ mod tests {
         assert_eq!(store.write_consistency, WriteConsistency::EachQuorum);
         let error = load("[store]\nwrite_consistency = \"one\"\n").unwrap_err();
         assert!(error.contains("local_quorum") && error.contains("each_quorum"), "{error}");
+    }
+
+    #[test]
+    fn an_objective_that_nothing_could_meet_is_refused() {
+        let with = |slo: &str| load(&format!("[serving.slo]\n{slo}\n"));
+        let promised = with("target = \"5s\"\nbreach = \"20s\"\nobjective = 0.999").unwrap().freshness;
+        assert_eq!((promised.target, promised.breach), (Duration::from_secs(5), Duration::from_secs(20)));
+        for (slo, key) in [
+            ("target = \"2m\"", "serving.slo.breach"),
+            ("target = \"500ms\"", "speed.flush_interval"),
+            ("objective = 1.0", "serving.slo.objective"),
+            ("objective = 0", "serving.slo.objective"),
+        ] {
+            let error = with(slo).unwrap_err();
+            assert!(error.contains(key), "{slo}: {error}");
+        }
     }
 
     #[test]

@@ -45,7 +45,7 @@ pub async fn start(config: &Config, tasks: &Tasks) -> Result<SocketAddr, StartEr
     let address = plans.local_addr().map_err(failed(config.executor_listen))?;
     let health = health(Health { archive: Arc::clone(&archive), metrics });
     tasks.spawn("executor", lamina_batch::execute(archive, config.batch.clone(), plans, tasks.stop()));
-    tasks.spawn("health", lamina_serving::run(http, health, lamina_serving::Config::default(), tasks.stop()));
+    tasks.spawn("health", lamina_serving::run(http, health, config.http.clone(), tasks.stop()));
     Ok(address)
 }
 

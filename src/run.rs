@@ -1,6 +1,6 @@
 //! One process: backends opened, roles started, all of them stopped in order.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use lamina_core::{Clock, Store, StoreError, Tables, clock::SystemClock, log::Log};
 use object_store::ObjectStore;
@@ -39,12 +39,8 @@ impl Roles {
 pub enum StartError {
     #[error(transparent)]
     Embedded(#[from] embedded::OpenError),
-    #[error("password file {path} cannot be read")]
-    Password {
-        path: PathBuf,
-        #[source]
-        cause: std::io::Error,
-    },
+    #[error("[{section}]: {cause}")]
+    Credentials { section: &'static str, cause: std::io::Error },
     #[error("archive {place} cannot be opened")]
     Archive {
         place: String,
@@ -65,6 +61,11 @@ pub enum StartError {
     Definitions(CatalogError),
     #[error("metrics cannot be recorded: {0}")]
     Metrics(String),
+    #[error(
+        "http.listen = \"{0}\" is not a loopback address, and nobody could say who they are: make the first key \
+         (`lamina keys create --scopes admin NAME`), or set [http.auth.jwt], or listen on 127.0.0.1"
+    )]
+    NobodyKnown(SocketAddr),
 }
 
 /// What the roles share.
@@ -89,8 +90,10 @@ impl Backends {
         let needs_folder = matches!(config.log, LogConfig::Embedded) || matches!(config.store, StoreConfig::Embedded);
         let opened = if needs_folder { Some(embedded::open(&config.data_dir)?) } else { None };
         let log: Arc<dyn Log> = match (&config.log, &opened) {
-            (LogConfig::Kafka { brokers, replication_factor, options }, _) => {
+            (LogConfig::Kafka { brokers, replication_factor, options, login }, _) => {
+                let credentials = login.read().map_err(|cause| StartError::Credentials { section: "log", cause })?;
                 Arc::new(KafkaLog::connect(KafkaConfig {
+                    credentials,
                     brokers: brokers.clone(),
                     replication_factor: *replication_factor,
                     options: options.clone(),
@@ -124,20 +127,17 @@ impl Backends {
 /// The settings of the Cassandra backend; the password comes from its file.
 ///
 /// # Errors
-/// If the password file cannot be read.
+/// If there is no password for the user, or its file cannot be read.
 pub fn cassandra_config(raw: &RawStore) -> Result<CassandraConfig, StartError> {
-    let read = |path: &PathBuf| {
-        let text = std::fs::read_to_string(path).map_err(|cause| StartError::Password { path: path.clone(), cause })?;
-        Ok::<_, StartError>(text.trim_end().to_owned())
-    };
-    let password = raw.password_file.as_ref().map(read).transpose()?;
+    let login = raw.login().read().map_err(|cause| StartError::Credentials { section: "store", cause })?;
+    let (username, password) = login.unzip();
     Ok(CassandraConfig {
         contact_points: raw.contact_points.clone(),
         keyspace: raw.keyspace.clone(),
         local_dc: raw.local_dc.clone(),
         write_consistency: raw.write_consistency,
         replication_factor: raw.replication_factor,
-        username: raw.username.clone(),
+        username,
         password,
         ..CassandraConfig::default()
     })
@@ -153,6 +153,26 @@ pub(crate) fn open_archive(config: &Config) -> Result<Arc<dyn ObjectStore>, Star
         }
     };
     opened.map_err(|cause| StartError::Archive { place, cause })
+}
+
+/// Where everybody could come, there must be somebody who can say who they are. A store that does not answer yet keeps nothing
+/// from starting: without loopback, credentials are asked for in any case.
+async fn check_access(config: &Config, store: &dyn Store) -> Result<(), StartError> {
+    let Config { listen, http, .. } = config;
+    if listen.ip().is_loopback() {
+        return Ok(());
+    }
+    if http.tls.is_none() {
+        tracing::warn!(%listen, "keys and answers travel in clear text: set [http.tls], or put a proxy with TLS in front");
+    }
+    match lamina_serving::auth::keys::any(store).await {
+        Ok(false) if http.auth.jwt.is_none() => Err(StartError::NobodyKnown(*listen)),
+        Ok(_) => Ok(()),
+        Err(error) => {
+            tracing::warn!(%error, "whether there are API keys is not known yet");
+            Ok(())
+        }
+    }
 }
 
 /// What runs in a process until it is told to stop.
@@ -176,6 +196,7 @@ impl Node {
     /// If backends cannot be opened, or definitions in files are wrong.
     pub async fn open(config: &Config, built_in: Vec<(String, String)>) -> Result<Self, StartError> {
         let backends = Backends::open(config)?;
+        check_access(config, &*backends.store).await?;
         let store = Arc::clone(&backends.store);
         let definitions =
             Arc::new(Definitions::new(config.definitions.clone(), built_in, store, Arc::clone(&backends.log)));
@@ -239,17 +260,21 @@ impl Node {
             clock,
             metrics,
         };
-        let freshness =
-            lamina_serving::FreshnessLimits { ttl: config.speed.ttl, ..lamina_serving::FreshnessLimits::default() };
         let serving = lamina_serving::Config {
             partitions: config.partitions,
-            cache_bytes: config.cache_bytes,
-            freshness,
-            ..lamina_serving::Config::default()
+            cache_bytes: u64::from(config.serving.cache_mib) << 20,
+            page_bytes: u64::from(config.serving.page_mib) << 20,
+            max_live_queries: config.serving.live_queries,
+            max_live_clients: config.serving.live_clients as usize,
+            sql: config.sql.clone(),
+            freshness: config.freshness,
+            ..config.http.clone()
         };
         // every role answers health and metrics; only serving answers queries
         let app = if roles.serving {
-            lamina_serving::router(deps, &serving)
+            let (app, sampler) = lamina_serving::service(deps, &serving);
+            tasks.running.spawn(sampler.run(tasks.stop()));
+            app
         } else {
             lamina_serving::health_router(deps, &serving)
         };

@@ -2,7 +2,7 @@
 
 use std::{io::IsTerminal, sync::OnceLock};
 
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
 /// Sends logs to stderr: for people on a terminal, as JSON lines otherwise. `RUST_LOG` filters.
@@ -18,11 +18,26 @@ pub fn init_logs(default: &str) {
     }
 }
 
+/// Bounds of histograms, in seconds: of what users wait for, from a cached answer to minutes of lag,
+const WAITS: &[f64] =
+    &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 300.0, 900.0];
+/// and of batch runs, from a second to hours.
+const RUNS: &[f64] = &[1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0, 3_600.0, 14_400.0];
+
 /// The one recorder of this process's metrics.
+///
+/// Histograms have buckets, which can be added up over processes; quantiles cannot.
 ///
 /// # Errors
 /// If another recorder was installed.
 pub fn recorder() -> Result<PrometheusHandle, String> {
     static RECORDER: OnceLock<Result<PrometheusHandle, String>> = OnceLock::new();
-    RECORDER.get_or_init(|| PrometheusBuilder::new().install_recorder().map_err(|error| error.to_string())).clone()
+    RECORDER.get_or_init(|| install().map_err(|error| error.to_string())).clone()
+}
+
+fn install() -> Result<PrometheusHandle, metrics_exporter_prometheus::BuildError> {
+    PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), WAITS)?
+        .set_buckets_for_metric(Matcher::Full("lamina_batch_run_seconds".to_owned()), RUNS)?
+        .install_recorder()
 }

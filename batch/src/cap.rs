@@ -6,35 +6,45 @@ use std::{
     sync::Arc,
 };
 
+use arrow::{
+    array::{Array, ArrayRef},
+    datatypes::{Field, Schema},
+};
+use datafusion::{
+    logical_expr::EmitTo,
+    physical_plan::aggregates::{group_values::new_group_values, order::GroupOrdering},
+};
 use lamina_core::{
-    Offset, Partition,
+    Offset,
     rules::{self, Rule},
 };
 use lamina_metric::{ChunkError, FastHash, Series, View};
 
-use crate::fold::Groups;
+use crate::{BatchError, fold::Groups, names::EpochKey};
 
 /// The series of a view that occur in some groups, each once, and which of them each row has.
 pub(crate) struct Named {
     pub(crate) series: Vec<Series>,
     pub(crate) of_row: Vec<u32>,
-    /// Partition and start of the epochs that have more series than the cap.
-    pub(crate) capped: Vec<(Partition, Offset)>,
+    /// Names of epochs under which there are more series than the cap.
+    pub(crate) capped: Vec<EpochKey>,
 }
 
 /// The series of each row in this view.
-pub(crate) fn series_of(groups: &Groups, view: &View) -> Result<Named, ChunkError> {
+pub(crate) fn series_of(groups: &Groups, view: &View) -> Result<Named, BatchError> {
     let columns: Vec<_> = view.dimensions.iter().map(|&at| Arc::clone(&groups.dimensions[at])).collect();
-    let mut named = Named { series: Vec::new(), of_row: Vec::with_capacity(groups.len()), capped: Vec::new() };
+    let (distinct, of_row) = distinct(&columns, groups.len())?;
+    let mut named = Named { series: Vec::new(), of_row: Vec::new(), capped: Vec::new() };
     let mut known: HashMap<Series, u32, FastHash> = HashMap::default();
-    for row in 0..groups.len() {
-        let at = named.index_of(Series::of_row(&columns, row)?, &mut known);
-        named.of_row.push(at);
-    }
+    let count = distinct.first().map_or(usize::from(columns.is_empty()), |column| column.len());
+    // What differs to DataFusion may be one series to us: the two zeros of a float.
+    let numbers = (0..count).map(|row| Ok(named.index_of(Series::of_row(&distinct, row)?, &mut known)));
+    let numbers: Vec<u32> = numbers.collect::<Result<_, ChunkError>>().map_err(unnamed)?;
+    named.of_row = of_row.into_iter().map(|at| numbers[at]).collect();
     if !columns.is_empty() && rules::on(Rule::CapLikeSpeed) {
-        let mut epochs: HashMap<(Partition, Offset), Vec<usize>> = HashMap::new();
-        for row in 0..groups.len() {
-            epochs.entry((groups.partitions[row], groups.epochs[row])).or_default().push(row);
+        let mut epochs: HashMap<EpochKey, Vec<usize>> = HashMap::new();
+        for (row, &epoch) in groups.epochs.iter().enumerate() {
+            epochs.entry(epoch).or_default().push(row);
         }
         let cap = view.cap as usize;
         for (epoch, rows) in epochs.iter().filter(|(_, rows)| rows.len() > cap) {
@@ -47,6 +57,24 @@ pub(crate) fn series_of(groups: &Groups, view: &View) -> Result<Named, ChunkErro
         }
     }
     Ok(named)
+}
+
+/// The distinct rows of some columns, and which of them each row is.
+fn distinct(columns: &[ArrayRef], rows: usize) -> Result<(Vec<ArrayRef>, Vec<usize>), BatchError> {
+    if columns.is_empty() || rows == 0 {
+        return Ok((columns.to_vec(), vec![0; rows]));
+    }
+    let fields = columns.iter().enumerate();
+    let fields = fields.map(|(at, column)| Field::new(format!("d{at}"), column.data_type().clone(), true));
+    let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
+    let mut values = new_group_values(schema, &GroupOrdering::None)?;
+    let mut of_row = Vec::with_capacity(rows);
+    values.intern(columns, &mut of_row)?;
+    Ok((values.emit(EmitTo::All)?, of_row))
+}
+
+fn unnamed(cause: ChunkError) -> BatchError {
+    BatchError::chunk("dimensions of the aggregation", cause)
 }
 
 impl Named {

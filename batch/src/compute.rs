@@ -6,15 +6,19 @@ use std::{
     sync::Arc,
 };
 
-use lamina_core::{Counts, Micros, Offset, Partition, Segment, Store, store::period};
+use futures::try_join;
+use lamina_core::{Counts, Cut, Micros, Offset, Partition, Segment, Store, store::period};
 use lamina_metric::Metric;
+use tokio::task::JoinSet;
 
 use crate::{
-    BatchError, Meter, cap,
+    BatchError, Meter,
+    cap::{self, Named},
     compare::{Changes, compare},
-    context::Engine,
+    context::{Engine, stopped},
     distributed::Fleet,
-    fold::{self, Fates},
+    fold::{self, Fates, FatesByFile, Groups},
+    names::{EpochKey, Names},
     open::Target,
     plan::{self, File, FileKey},
     rollup::Rollup,
@@ -50,7 +54,9 @@ pub(crate) struct Work {
 struct Known {
     seen: HashSet<FileKey>,
     /// Epochs in which a view's cap decides: which series come first cannot be told from a part of the file.
-    capped: BTreeSet<(Partition, Offset)>,
+    capped: BTreeSet<EpochKey>,
+    /// By which names epochs are folded; empty once something but the run's cuts tells epochs apart, so that each goes by its own.
+    shared: BTreeMap<Partition, Arc<Names>>,
 }
 
 impl Known {
@@ -60,6 +66,16 @@ impl Known {
         let is_capped = self.capped.range(epochs).next().is_some();
         (self.seen.contains(&file.key()) && !is_capped).then(|| pass.clone())
     }
+}
+
+/// What files came to that were folded together.
+struct Folded {
+    /// With the series of each view.
+    parts: Vec<(Groups, Vec<Named>)>,
+    fates: FatesByFile,
+    files: u64,
+    /// Those that no earlier pass has read.
+    new: Vec<(FileKey, Counts)>,
 }
 
 /// What was done.
@@ -129,11 +145,19 @@ impl Work {
             .iter()
             .map(|target| widths.iter().map(|&width| Rollup::new(&self.metric, Arc::clone(target), width)).collect())
             .collect();
-        let mut known = Known::default();
+        let mut known = Known { shared: self.shared_names(&files), ..Known::default() };
         for (pass, share) in passes.iter().zip(shares) {
             let bytes = (self.engine.memory_bytes / 4 * ways) as u64;
-            for group in plan::together(share, bytes, RECORDS_TOGETHER * ways as u64) {
-                self.group(group, pass, fleet.as_mut(), &mut rollups, &mut known, &mut done).await?;
+            let mut groups = plan::together(share, bytes, RECORDS_TOGETHER * ways as u64).into_iter();
+            let mut last = None;
+            loop {
+                // The next files are folded while what the last ones gave is merged.
+                let next = self.fold(groups.next(), pass, fleet.as_mut(), &mut known);
+                let (next, ()) = try_join!(next, self.merge(last.take(), pass, &mut rollups, &mut done))?;
+                if next.is_none() {
+                    break;
+                }
+                last = next;
             }
             for rollup in rollups.iter_mut().flatten() {
                 self.finish(rollup, pass, extent, &mut done).await?;
@@ -167,35 +191,82 @@ impl Work {
         (self.engine.memory_bytes / 2 / (RECORD_COST * rollups.max(1))).max(1) as u64
     }
 
-    async fn group(
+    /// By which names the epochs of these files go, unless caps tell them apart; none if chunks may.
+    fn shared_names(&self, files: &[File]) -> BTreeMap<Partition, Arc<Names>> {
+        if self.targets.iter().any(|target| target.has_beyond) {
+            return BTreeMap::new();
+        }
+        let cuts: Vec<&Cut> =
+            self.targets.iter().flat_map(|target| [&target.published.cut, &target.opened.cut]).collect();
+        let partitions: BTreeSet<Partition> = files.iter().map(|file| file.partition).collect();
+        Names::shared(&cuts, partitions).into_iter().map(|(partition, names)| (partition, Arc::new(names))).collect()
+    }
+
+    /// Folds files, and names the series of each view; by epoch if a cap may decide.
+    async fn fold(
         &self,
-        files: Vec<File>,
+        files: Option<Vec<File>>,
         pass: &Range<Micros>,
-        fleet: Option<&mut Fleet>,
-        rollups: &mut [Vec<Rollup>],
+        mut fleet: Option<&mut Fleet>,
         known: &mut Known,
+    ) -> Result<Option<Folded>, BatchError> {
+        let Some(files) = files else { return Ok(None) };
+        loop {
+            let piece = |file: &File| {
+                let names = known.shared.get(&file.partition).map_or_else(|| Arc::new(Names::Own), Arc::clone);
+                Piece { file: file.clone(), window: known.window(file, pass), names }
+            };
+            let pieces: Vec<Piece> = files.iter().map(piece).collect();
+            let (parts, fates) = fold::fold(&self.engine, fleet.as_deref_mut(), &self.metric, pieces).await?;
+            let parts = self.named(parts).await?;
+            let capped = || parts.iter().flat_map(|(_, named)| named).flat_map(|named| &named.capped);
+            // No epoch has more series than all that share its name.
+            if !known.shared.is_empty() && capped().next().is_some() {
+                known.shared.clear();
+                continue;
+            }
+            known.capped.extend(capped());
+            // Several passes may read the same file: it counts once.
+            let new = files.iter().filter(|file| known.seen.insert(file.key()));
+            let new = new.map(|file| (file.key(), file.archive.counts)).collect();
+            return Ok(Some(Folded { parts, fates, files: files.len() as u64, new }));
+        }
+    }
+
+    /// With the series of each view, all parts at once.
+    async fn named(&self, parts: Vec<Groups>) -> Result<Vec<(Groups, Vec<Named>)>, BatchError> {
+        let mut tasks = JoinSet::new();
+        for groups in parts {
+            let targets = self.targets.clone();
+            tasks.spawn(async move {
+                let named = targets.iter().map(|target| cap::series_of(&groups, &target.view));
+                named.collect::<Result<Vec<_>, BatchError>>().map(|named| (groups, named))
+            });
+        }
+        let mut all = Vec::with_capacity(tasks.len());
+        while let Some(done) = tasks.join_next().await {
+            all.push(done.map_err(stopped)??);
+        }
+        Ok(all)
+    }
+
+    async fn merge(
+        &self,
+        folded: Option<Folded>,
+        pass: &Range<Micros>,
+        rollups: &mut [Vec<Rollup>],
         done: &mut Done,
     ) -> Result<(), BatchError> {
-        let piece = |file: &File| Piece { file: file.clone(), window: known.window(file, pass) };
-        let pieces: Vec<Piece> = files.iter().map(piece).collect();
-        // Several passes may read the same file: it counts once.
-        let unseen = |file: &&File| known.seen.insert(file.key());
-        let new: Vec<(FileKey, Counts)> =
-            files.iter().filter(unseen).map(|file| (file.key(), file.archive.counts)).collect();
-        let rows = new.iter().map(|(_, counts)| counts.records()).sum();
-        let count = files.len() as u64;
-        let (parts, fates) = fold::fold(&self.engine, fleet, &self.metric, pieces).await?;
-        for groups in &parts {
-            for (target, rollups) in self.targets.iter().zip(rollups.iter_mut()) {
-                let named = cap::series_of(groups, &target.view)
-                    .map_err(|cause| BatchError::chunk("dimensions of the aggregation", cause))?;
-                known.capped.extend(&named.capped);
+        let Some(Folded { parts, fates, files, new }) = folded else { return Ok(()) };
+        for (groups, named) in &parts {
+            for (rollups, named) in rollups.iter_mut().zip(named) {
                 for rollup in rollups {
-                    rollup.take(&*self.store, groups, &named, pass).await?;
+                    rollup.take(&*self.store, groups, named, pass).await?;
                     tokio::task::yield_now().await;
                 }
             }
         }
+        let rows = new.iter().map(|(_, counts)| counts.records()).sum();
         for (file, counts) in new {
             done.others.add(Counts { accepted: 0, ..counts });
             if let Some(Fates { folded, filtered, rejected }) = fates.get(&file) {
@@ -205,7 +276,7 @@ impl Work {
             }
         }
         done.rows += rows;
-        self.meter.advance(count, rows);
+        self.meter.advance(files, rows);
         Ok(())
     }
 
@@ -225,13 +296,8 @@ impl Work {
             (Mode::Compare, Some((first, last))) => {
                 let length = period(rollup.width());
                 let rebuilt = rollup.target().opened.scope.rebuild.clone().unwrap_or(0..0);
-                // Starts of the periods that end within this pass, as far as there are events.
-                let start = pass.start.saturating_sub(length).saturating_add(1);
-                let end = if pass.end == Micros::MAX {
-                    Micros::MAX
-                } else {
-                    pass.end.saturating_sub(length).saturating_add(1)
-                };
+                let Range { start, end } = plan::ended_within(pass, length);
+                // As far as there are events.
                 let start = start.max(rebuilt.start).max(first.div_euclid(length).saturating_mul(length));
                 let end = end.min(rebuilt.end).min(last.saturating_add(1));
                 if start < end {

@@ -1,5 +1,5 @@
 //! The fold of archive files in DataFusion: accepted events → the metric's prepared rows → states by
-//! (partition, epoch, dimensions, bucket).
+//! (name of the epoch, dimensions, bucket).
 //!
 //! The plan is `Report(AggregateExec(Scan))`, the same here and on executors. A file holds whole epochs and lies whole in one
 //! of DataFusion's partitions, so each partition's aggregation is final by itself and nothing is shuffled.
@@ -10,9 +10,10 @@ use std::{
 };
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, RecordBatch, UInt64Array},
+    array::{Array, ArrayRef, AsArray, RecordBatch, UInt32Array, UInt64Array},
     compute::concat,
     datatypes::{DataType, Field, Schema, SchemaRef, TimestampMicrosecondType, UInt32Type, UInt64Type},
+    error::ArrowError,
 };
 use datafusion::{
     error::DataFusionError,
@@ -25,8 +26,8 @@ use datafusion::{
     },
 };
 use futures::{TryStreamExt, stream};
-use lamina_core::{Micros, Offset, Partition};
-use lamina_metric::{Layout, Metric, States, decode_states, states_udaf};
+use lamina_core::{Micros, Offset};
+use lamina_metric::{Layout, Metric, States, states_udaf};
 use tokio::task::JoinSet;
 
 use crate::{
@@ -34,18 +35,18 @@ use crate::{
     context::{Engine, stopped},
     distributed::Fleet,
     files::{Events, Fetched},
+    names::{EpochKey, Names},
     plan::FileKey,
     report::{self, Folded, Report},
     scan::{Piece, Scan},
 };
 
-const EPOCH: &str = "_epoch";
+/// Partition and start of the epoch by whose name a row's own goes.
+const NAME: [&str; 2] = ["_named_partition", "_named_epoch"];
 
-/// States by (partition, epoch, dimensions, bucket), a row each; an epoch's rows are all in one value.
+/// States by (name of the epoch, dimensions, bucket), a row each; the rows of one epoch are all in one value.
 pub(crate) struct Groups {
-    pub(crate) partitions: Vec<Partition>,
-    /// Start of the row's epoch.
-    pub(crate) epochs: Vec<Offset>,
+    pub(crate) epochs: Vec<EpochKey>,
     /// A column per dimension of the metric.
     pub(crate) dimensions: Vec<ArrayRef>,
     pub(crate) buckets: Vec<Micros>,
@@ -143,11 +144,23 @@ pub(crate) fn share_out(mut pieces: Vec<Piece>, ways: usize) -> Vec<Vec<Piece>> 
     shares.into_iter().map(|(_, pieces)| pieces).collect()
 }
 
-/// Columns of prepared rows, and the start of their epoch.
+/// Columns of prepared rows, and the name of their epoch.
 pub(crate) fn schema(metric: &Metric) -> SchemaRef {
     let prepared = metric.prepared_schema();
-    let epoch = Arc::new(Field::new(EPOCH, DataType::UInt64, false));
-    Arc::new(Schema::new(prepared.fields().iter().cloned().chain([epoch]).collect::<Vec<_>>()))
+    let name = NAME.into_iter().zip([DataType::UInt32, DataType::UInt64]);
+    let name = name.map(|(column, data_type)| Arc::new(Field::new(column, data_type, false)));
+    Arc::new(Schema::new(prepared.fields().iter().cloned().chain(name).collect::<Vec<_>>()))
+}
+
+/// Prepared rows with the names of their epochs; `schema` is [`schema`].
+pub(crate) fn with_names(
+    schema: &SchemaRef,
+    rows: &RecordBatch,
+    names: impl Iterator<Item = EpochKey>,
+) -> Result<RecordBatch, ArrowError> {
+    let (partitions, starts): (Vec<_>, Vec<_>) = names.unzip();
+    let names: [ArrayRef; 2] = [Arc::new(UInt32Array::from(partitions)), Arc::new(UInt64Array::from(starts))];
+    RecordBatch::try_new(SchemaRef::clone(schema), rows.columns().iter().cloned().chain(names).collect())
 }
 
 pub(crate) fn aggregation(
@@ -156,7 +169,7 @@ pub(crate) fn aggregation(
     input: Arc<dyn ExecutionPlan>,
 ) -> Result<AggregateExec, DataFusionError> {
     let dimensions = (0..metric.dimensions.len()).map(|at| format!("d{at}"));
-    let keys = ["_partition", EPOCH].map(str::to_owned).into_iter().chain(dimensions).chain(["_bucket".to_owned()]);
+    let keys = NAME.map(str::to_owned).into_iter().chain(dimensions).chain(["_bucket".to_owned()]);
     let keys = keys.map(|name| Ok((col(&name, schema)?, name))).collect::<Result<Vec<_>, DataFusionError>>()?;
     let inputs = schema.fields().iter().map(|field| field.name().as_str()).filter(|name| is_input(name));
     let arguments = ["_partition", "_offset", "_time", "_order"].into_iter().chain(inputs);
@@ -194,7 +207,6 @@ fn aggregate(
 pub(crate) fn groups(metric: &Metric, output: &[RecordBatch]) -> Result<Groups, BatchError> {
     let width = metric.dimensions.len();
     let mut groups = Groups {
-        partitions: Vec::new(),
         epochs: Vec::new(),
         dimensions: Vec::new(),
         buckets: Vec::new(),
@@ -209,14 +221,12 @@ pub(crate) fn groups(metric: &Metric, output: &[RecordBatch]) -> Result<Groups, 
         let buckets = columns[2 + width].as_primitive_opt::<TimestampMicrosecondType>().ok_or_else(unexpected)?;
         let states = columns[3 + width].as_binary_opt::<i32>().ok_or_else(unexpected)?;
         let first = columns[4 + width].as_primitive_opt::<UInt64Type>().ok_or_else(unexpected)?;
-        groups.partitions.extend_from_slice(partitions.values());
-        groups.epochs.extend_from_slice(epochs.values());
+        groups.epochs.extend(partitions.values().iter().copied().zip(epochs.values().iter().copied()));
         groups.buckets.extend_from_slice(buckets.values());
         groups.first.extend_from_slice(first.values());
         for row in 0..states.len() {
-            let one =
-                decode_states(states.value(row)).map_err(|cause| BatchError::chunk("aggregation's result", cause))?;
-            groups.states.append(&one)?;
+            let row = groups.states.decode_row(states.value(row));
+            row.map_err(|cause| BatchError::chunk("aggregation's result", cause))?;
         }
     }
     for at in 0..width {
@@ -231,18 +241,21 @@ pub(crate) fn groups(metric: &Metric, output: &[RecordBatch]) -> Result<Groups, 
     Ok(groups)
 }
 
-/// The prepared rows of one file, each with its epoch's start.
+/// The prepared rows of one file, each with the name of its epoch.
 pub(crate) fn prepared(
     metric: Arc<Metric>,
     fates: Arc<Mutex<FatesByFile>>,
     fetched: Fetched,
+    names: Arc<Names>,
     together: usize,
 ) -> Result<impl futures::Stream<Item = Result<RecordBatch, BatchError>>, BatchError> {
     let (key, accepted) = (fetched.file.key(), fetched.file.archive.counts.accepted);
+    let partition = fetched.file.partition;
     let schema = schema(&metric);
     let events = Events::open(&metric, fetched, together)?;
     Ok(stream::try_unfold((events, Fates::default()), move |(mut events, mut sum)| {
         let (metric, schema, fates) = (Arc::clone(&metric), SchemaRef::clone(&schema), Arc::clone(&fates));
+        let names = Arc::clone(&names);
         async move {
             // Between batches the run can be stopped, and others get their turn.
             tokio::task::yield_now().await;
@@ -261,11 +274,9 @@ pub(crate) fn prepared(
                 let missing = "prepared rows lack their offsets".to_owned();
                 BatchError::from(DataFusionError::Internal(missing))
             })?;
-            let epochs: ArrayRef = Arc::new(UInt64Array::from_iter_values(starts.of_offsets(offsets.values())));
-            let columns = prepared.rows.columns().iter().cloned().chain([epochs]).collect();
-            let rows =
-                RecordBatch::try_new(schema, columns).map_err(|cause| BatchError::undecodable(events.path(), cause))?;
-            Ok(Some((rows, (events, sum))))
+            let named = starts.of_offsets(offsets.values()).map(|start| names.of(partition, start));
+            let rows = with_names(&schema, &prepared.rows, named);
+            Ok(Some((rows.map_err(|cause| BatchError::undecodable(events.path(), cause))?, (events, sum))))
         }
     }))
 }

@@ -10,10 +10,9 @@ use std::{
     time::Duration,
 };
 
-use lamina_core::{Commit, Documents, Store, StoreError, envelope};
+use lamina_core::{Commit, Documents, Store, StoreError, envelope, ids::new_id};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
-use uuid::Uuid;
 
 const KIND: &str = "lease";
 const KEY: &str = "batch";
@@ -35,7 +34,7 @@ pub(crate) struct Lease<'a> {
 
 impl<'a> Lease<'a> {
     pub(crate) fn new(store: &'a dyn Store, length: Duration) -> Self {
-        Self { store, holder: Uuid::now_v7().simple().to_string(), length, seen: Mutex::default() }
+        Self { store, holder: new_id().simple().to_string(), length, seen: Mutex::default() }
     }
 
     pub(crate) fn holder(&self) -> &str {

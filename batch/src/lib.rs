@@ -24,6 +24,7 @@ mod job;
 mod leader;
 mod lease;
 mod meter;
+mod names;
 mod open;
 mod plan;
 mod report;

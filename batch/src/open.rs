@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use lamina_core::{
-    Commit, Cut, LogId, Micros, Offset, Opened, Partition, Published, Scope, Store, StoreError,
+    Commit, Cut, Generation, LogId, Micros, Offset, Opened, Partition, Published, Scope, Store, StoreError,
     generation::{GenerationError, ViewState, load_view, save_view},
     store::period,
 };
@@ -53,9 +53,34 @@ pub(crate) struct Target {
     pub(crate) horizons: BTreeMap<Micros, Micros>,
     /// Per width and rule, that below which nothing of matching series is.
     pub(crate) rule_horizons: BTreeMap<Micros, BTreeMap<usize, Micros>>,
+    /// Whether the view may have chunks beyond the cut that they are extended from: of a generation that never was published,
+    /// or of those after the one that is returned to.
+    pub(crate) has_beyond: bool,
 }
 
 impl Target {
+    /// `published` of the state is what chunks are extended from, and `last` the generation before `opened`.
+    fn new(metric: &Arc<Metric>, view: &View, opened: Opened, state: ViewState, last: Generation) -> Self {
+        let ViewState { published, horizons, rule_horizons, .. } = state;
+        let has_beyond = published.generation != last;
+        let (view, metric) = (view.clone(), Arc::clone(metric));
+        Self { view, published, opened, metric, horizons, rule_horizons, has_beyond }
+    }
+
+    /// A view as a run would write it that rebuilds `range` of what is published; it is there to be compared with.
+    pub(crate) async fn imagined(
+        store: &dyn Store,
+        metric: &Arc<Metric>,
+        view: &View,
+        range: Range<Micros>,
+    ) -> Result<Self, BatchError> {
+        let (_, state) = load_view(store, &view.id).await?;
+        let scope = Scope { rebuild: Some(range), rollback: None };
+        let (generation, cut) = (state.last_generation, state.published.cut.clone());
+        let opened = Opened { generation, cut, stamp: 0, scope, base: 0 };
+        Ok(Self::new(metric, view, opened, state, generation))
+    }
+
     /// Whether a chunk of this view may have been written by an earlier run.
     pub(crate) fn may_exist(&self) -> bool {
         self.opened.generation > 1
@@ -106,9 +131,7 @@ pub(crate) async fn open(
         let published = next.origin(&opened)?;
         match save_view(store, &view.id, version, &next).await {
             Ok(Commit::Applied) => {
-                let ViewState { horizons, rule_horizons, .. } = next;
-                let (view, metric) = (view.clone(), Arc::clone(metric));
-                return Ok(Target { view, published, opened, metric, horizons, rule_horizons });
+                return Ok(Target::new(metric, view, opened, ViewState { published, ..next }, state.last_generation));
             }
             // An unknown outcome may have opened a generation, and another leader may have opened the very same: the
             // next one is surely ours.

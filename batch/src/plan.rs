@@ -150,9 +150,23 @@ pub(crate) fn passes(files: &[File], step: Micros, budget: u64) -> Vec<Range<Mic
             gathered += records;
         }
     }
+    between(&bounds)
+}
+
+/// All of event time, in passes that end at these bounds.
+pub(crate) fn between(bounds: &[Micros]) -> Vec<Range<Micros>> {
     let starts = std::iter::once(Micros::MIN).chain(bounds.iter().copied());
     let ends = bounds.iter().copied().chain(std::iter::once(Micros::MAX));
     starts.zip(ends).map(|(start, end)| start..end).collect()
+}
+
+/// Starts of the periods that end within a pass.
+pub(crate) fn ended_within(pass: &Range<Micros>, length: Micros) -> Range<Micros> {
+    let moved = |at: Micros| match at {
+        Micros::MIN | Micros::MAX => at,
+        at => at.saturating_sub(length).saturating_add(1),
+    };
+    moved(pass.start)..moved(pass.end)
 }
 
 /// Most events are as late as their file's latest and a few much earlier, or they are spread evenly: half is counted at the

@@ -20,7 +20,7 @@ use lamina_core::{
 };
 use lamina_metric::{BatchChunk, FastHash, Layout, Metric, Series, States};
 
-use crate::{BatchError, cap::Named, fold::Groups, open::Target};
+use crate::{BatchError, cap::Named, fold::Groups, names::EpochKey, open::Target};
 
 /// Store calls of one rollup that are under way at once.
 const PARALLEL: usize = 8;
@@ -108,7 +108,7 @@ impl Rollup {
         let mut kept = Vec::with_capacity(rows.len());
         for (row, place) in rows.into_iter().zip(places) {
             let Some(chunk) = self.chunks.get_mut(&place) else { continue };
-            if chunk.own.as_ref().is_some_and(|own| own.covers(groups.partitions[row], groups.epochs[row])) {
+            if chunk.own.as_ref().is_some_and(|own| covers(own, groups.epochs[row])) {
                 continue;
             }
             chunk.grew = true;
@@ -138,9 +138,9 @@ impl Rollup {
         for (row, &series) in named.of_row.iter().enumerate() {
             let bucket = groups.buckets[row];
             let start = floor(bucket, self.period);
-            let (partition, epoch) = (groups.partitions[row], groups.epochs[row]);
-            let covered = self.target.published.cut.covers(partition, epoch);
-            let above = !self.target.is_snapshot() && !self.target.opened.cut.covers(partition, epoch);
+            let epoch = groups.epochs[row];
+            let covered = covers(&self.target.published.cut, epoch);
+            let above = !self.target.is_snapshot() && !covers(&self.target.opened.cut, epoch);
             if above || !window.contains(&bucket) || (covered && !self.target.opened.rebuilds(start)) {
                 continue;
             }
@@ -201,6 +201,10 @@ impl Rollup {
             || format!("batch chunk of view {}, width {} µs, period {}", row.key.view, self.width, row.key.period);
         let chunk = BatchChunk::decode(&row.body).map_err(|cause| BatchError::chunk(what(), cause))?;
         let own = self.target.published.extend_from(Some(&row.cut));
+        if own != self.target.published.cut && !self.target.has_beyond {
+            // Written since this run began; epochs of one name cannot be told apart for it.
+            return Err(BatchError::TakenOver);
+        }
         self.chunks.insert(place, State { own: Some(own), grew: false });
         let into: Vec<usize> =
             chunk.buckets.iter().map(|&bucket| slot(&mut self.index, &mut self.keys, (number, bucket))).collect();
@@ -319,6 +323,10 @@ fn slot(
         keys.push(key);
         keys.len() - 1
     })
+}
+
+fn covers(cut: &Cut, (partition, start): EpochKey) -> bool {
+    cut.covers(partition, start)
 }
 
 fn floor(at: Micros, width: Micros) -> Micros {

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lamina_core::{Cut, Micros, Opened, Scope, ViewState, generation::load_view, log::LogError, snapshot::no_later};
+use lamina_core::{Cut, Micros, Opened, generation::load_view, log::LogError, snapshot::no_later};
 use lamina_metric::{Metric, Source};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -322,13 +322,7 @@ impl Batch {
     ) -> Result<Outcome, BatchError> {
         let mut targets = Vec::with_capacity(metric.views.len());
         for view in &metric.views {
-            let (_, ViewState { published, last_generation, horizons, rule_horizons, .. }) =
-                load_view(&*self.deps.store, &view.id).await?;
-            let scope = Scope { rebuild: Some(range.clone()), rollback: None };
-            let cut = published.cut.clone();
-            let opened = Opened { generation: last_generation, cut, stamp: 0, scope, base: 0 };
-            let (view, metric) = (view.clone(), Arc::clone(metric));
-            targets.push(Arc::new(Target { view, published, opened, metric, horizons, rule_horizons }));
+            targets.push(Arc::new(Target::imagined(&*self.deps.store, metric, view, range.clone()).await?));
         }
         let done = self.compute(metric, sealed, &targets, Mode::Compare, meter, cancel).await?;
         let Changes { buckets, series, chunks, examples } = done.changes;

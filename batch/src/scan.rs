@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     context, files,
     fold::{self, FatesByFile},
+    names::Names,
     plan::File,
 };
 
@@ -39,6 +40,7 @@ pub(crate) struct Piece {
     pub(crate) file: File,
     /// Only events of this time; `None` is all.
     pub(crate) window: Option<Range<Micros>>,
+    pub(crate) names: Arc<Names>,
 }
 
 /// Prepared rows of archive files; schema of [`fold::schema`]. Each partition can be executed once.
@@ -120,11 +122,11 @@ impl ExecutionPlan for Scan {
         let (metric, fates) = (Arc::clone(&self.metric), Arc::clone(fates));
         let fetches = pieces.clone().into_iter().map(move |piece| {
             let archive = Arc::clone(&archive);
-            async move { files::fetch(&archive, piece.file, piece.window).await }.boxed()
+            async move { Ok((files::fetch(&archive, piece.file, piece.window).await?, piece.names)) }.boxed()
         });
-        let rows = stream::iter(fetches).buffered(FETCHED_TOGETHER).and_then(move |fetched| {
+        let rows = stream::iter(fetches).buffered(FETCHED_TOGETHER).and_then(move |(fetched, names)| {
             let (metric, fates) = (Arc::clone(&metric), Arc::clone(&fates));
-            async move { fold::prepared(metric, fates, fetched, together) }
+            async move { fold::prepared(metric, fates, fetched, names, together) }
         });
         let rows = rows.try_flatten().map_err(|error| DataFusionError::External(Box::new(error)));
         Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), rows)))

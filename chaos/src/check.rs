@@ -301,7 +301,7 @@ mod tests {
         let url = server(answers.iter().map(|(count, position, cut)| answer(*count, *position, *cut)).collect());
         let query =
             Query { from: 0, to: 10_000, step: None, group: Group::All, filter: Filter::None, layer: Layer::Merged };
-        let client = reqwest::blocking::Client::new();
+        let client = crate::readers::client();
         for _ in answers {
             let reply = checker.ask(&client, &url, &query).unwrap();
             assert!(matches!(reply, Reply::Complete(_)));

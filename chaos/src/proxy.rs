@@ -31,7 +31,7 @@ impl Toxiproxy {
         command.args(["--pdeathsig", "KILL", "--", &binary, "-host", "127.0.0.1", "-port", &port.to_string()]);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let child = child.doing("start toxiproxy")?;
-        let client = reqwest::blocking::Client::new();
+        let client = crate::readers::client();
         let proxy = Self { child, url: format!("http://127.0.0.1:{port}"), client };
         let answers = || {
             proxy.client.get(format!("{}/version", proxy.url)).send().is_ok_and(|answer| answer.status().is_success())

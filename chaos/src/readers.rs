@@ -21,7 +21,9 @@ use crate::{
 /// How long a reader waits for an answer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 
+/// A client of the lamina under test. Clients are made here only: reqwest makes none before somebody has said what speaks TLS.
 pub(crate) fn client() -> reqwest::blocking::Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let builder = reqwest::blocking::Client::builder().timeout(PATIENCE).connect_timeout(Duration::from_secs(2));
     builder.build().unwrap_or_default()
 }

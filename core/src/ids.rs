@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
+use uuid::{ContextV7, Timestamp, Uuid};
 
 /// A partition of a source's topic.
 pub type Partition = u32;
@@ -71,13 +71,21 @@ impl fmt::Display for ViewId {
     }
 }
 
+/// A UUIDv7 (RFC 9562) that has never been given before. Ids sort by creation, to a quarter of a microsecond.
+///
+/// It depends on the clock and on randomness only: `Uuid::now_v7` counts on from the last id of the whole process, so
+/// that what one thread does would decide the ids of another, and a simulated seed would not fix them.
+pub fn new_id() -> Uuid {
+    Uuid::new_v7(Timestamp::now(ContextV7::new().with_additional_precision()))
+}
+
 /// The one writer of an epoch, for ever: a UUIDv7, never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EpochId(pub Uuid);
 
 impl EpochId {
     pub fn new() -> Self {
-        Self(Uuid::now_v7())
+        Self(new_id())
     }
 }
 

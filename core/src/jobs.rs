@@ -8,11 +8,10 @@
 //! - A cancelled job publishes nothing; one that finishes before it sees the request has simply finished.
 
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use crate::{
     envelope::{self, EnvelopeError},
-    ids::Micros,
+    ids::{Micros, new_id},
     store::{Commit, Document, Documents, StoreError},
 };
 
@@ -161,7 +160,7 @@ impl Job {
     /// A queued job with a new id.
     pub fn new(kind: JobKind, request: JobRequest, now: Micros) -> Self {
         Self {
-            id: format!("job_{}", Uuid::now_v7().simple()),
+            id: format!("job_{}", new_id().simple()),
             kind,
             state: JobState::Queued,
             request,

@@ -1,6 +1,6 @@
 //! Reading: view state, then ledgers with their marks, then speed, then batch; and again if they do not fit.
 
-use std::ops::Range;
+use std::{collections::BTreeMap, ops::Range};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -8,7 +8,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream};
 
 use crate::{
     cut::Cut,
-    generation,
+    generation::{self, Published},
     ids::{Generation, LogId, Micros, Partition, Shard, ViewId},
     ledger::Ledger,
     rules::{self, Rule},
@@ -118,9 +118,28 @@ where
     D: Ledgers + SpeedChunks + Documents + ?Sized,
     C: Chunks + ?Sized,
 {
+    let mut inputs = read_together(store, chunks, std::slice::from_ref(request)).await?;
+    // As many inputs as requests.
+    inputs.pop().ok_or(ReadError::NeverSettled)
+}
+
+/// Takes the inputs of several requests of one log until all fit together: the ledgers are taken once, so that all fold the
+/// same prefix of the log. Views and ranges may differ; log and partitions are those of the first request.
+///
+/// # Errors
+/// As [`read`].
+pub async fn read_together<D, C>(
+    store: &D,
+    chunks: &C,
+    requests: &[Request<'_>],
+) -> Result<Vec<Inputs<C::Speed, C::Batch>>, ReadError>
+where
+    D: Ledgers + SpeedChunks + Documents + ?Sized,
+    C: Chunks + ?Sized,
+{
     let mut missing = None;
     for attempt in 0..ATTEMPTS {
-        match attempt_read(store, chunks, request, attempt > 0).await? {
+        match attempt_read(store, chunks, requests, attempt > 0).await? {
             Attempt::Fits(inputs) => return Ok(inputs),
             Attempt::Stale => missing = None,
             Attempt::Missing(error) => missing = Some(error),
@@ -133,7 +152,7 @@ where
 type Reads<'a, T> = Vec<BoxFuture<'a, Result<T, StoreError>>>;
 
 enum Attempt<S, B> {
-    Fits(Inputs<S, B>),
+    Fits(Vec<Inputs<S, B>>),
     Stale,
     /// Perhaps the ledger moved on and the chunk expired in between.
     Missing(ReadError),
@@ -142,31 +161,70 @@ enum Attempt<S, B> {
 async fn attempt_read<D, C>(
     store: &D,
     chunks: &C,
-    request: &Request<'_>,
+    requests: &[Request<'_>],
     again: bool,
 ) -> Result<Attempt<C::Speed, C::Batch>, ReadError>
 where
     D: Ledgers + SpeedChunks + Documents + ?Sized,
     C: Chunks + ?Sized,
 {
-    let snapshot = take(store, request, again).await?;
-    if snapshot.check() == Err(Stale) || was_published_meanwhile(store, request, &snapshot).await? {
-        return Ok(Attempt::Stale);
-    }
+    let Some(snapshots) = take_fitting(store, requests, again).await? else { return Ok(Attempt::Stale) };
+    let mut inputs = Vec::with_capacity(requests.len());
     if !rules::on(Rule::SpeedBeforeBatch) {
-        let batch = read_batch(chunks, request, &snapshot).await?;
-        let Ok(speed) = read_speed(chunks, request, &snapshot).await? else { return Ok(Attempt::Stale) };
-        return Ok(Attempt::Fits(Inputs { snapshot, speed, batch }));
+        for (request, snapshot) in requests.iter().zip(snapshots) {
+            let batch = read_batch(chunks, request, &snapshot).await?;
+            let Ok(speed) = read_speed(chunks, request, &snapshot).await? else { return Ok(Attempt::Stale) };
+            inputs.push(Inputs { snapshot, speed, batch });
+        }
+        return Ok(Attempt::Fits(inputs));
     }
-    let speed = match read_speed(chunks, request, &snapshot).await? {
-        Ok(speed) => speed,
-        Err(error) => return Ok(Attempt::Missing(error)),
-    };
-    let batch = read_batch(chunks, request, &snapshot).await?;
-    if batch.iter().all(|chunk| snapshot.admits(C::cut(chunk))) {
-        return Ok(Attempt::Fits(Inputs { snapshot, speed, batch }));
+    for (request, snapshot) in requests.iter().zip(snapshots) {
+        match read_speed(chunks, request, &snapshot).await? {
+            Ok(speed) => inputs.push(Inputs { snapshot, speed, batch: Vec::new() }),
+            Err(error) => return Ok(Attempt::Missing(error)),
+        }
     }
-    Ok(Attempt::Stale)
+    for (request, input) in requests.iter().zip(&mut inputs) {
+        input.batch = read_batch(chunks, request, &input.snapshot).await?;
+        if !input.batch.iter().all(|chunk| input.snapshot.admits(C::cut(chunk))) {
+            return Ok(Attempt::Stale);
+        }
+    }
+    Ok(Attempt::Fits(inputs))
+}
+
+/// What the speed layer has for a request, without reading batch: enough to tell whether an answer still stands. `None` if what
+/// was taken does not fit together at once.
+///
+/// # Errors
+/// As the store.
+pub async fn peek<D, C>(
+    store: &D,
+    chunks: &C,
+    request: &Request<'_>,
+) -> Result<Option<Inputs<C::Speed, C::Batch>>, ReadError>
+where
+    D: Ledgers + SpeedChunks + Documents + ?Sized,
+    C: Chunks + ?Sized,
+{
+    let taken = take_fitting(store, std::slice::from_ref(request), false).await?.and_then(|mut taken| taken.pop());
+    let Some(snapshot) = taken else { return Ok(None) };
+    let speed = read_speed(chunks, request, &snapshot).await?.ok();
+    Ok(speed.map(|speed| Inputs { snapshot, speed, batch: Vec::new() }))
+}
+
+/// Snapshots of all requests over ledgers taken once, or `None` if one of them is stale.
+async fn take_fitting<D>(store: &D, requests: &[Request<'_>], again: bool) -> Result<Option<Vec<Snapshot>>, ReadError>
+where
+    D: Ledgers + SpeedChunks + Documents + ?Sized,
+{
+    let snapshots = take_together(store, requests, again).await?;
+    for (request, snapshot) in requests.iter().zip(&snapshots) {
+        if snapshot.check() == Err(Stale) || was_published_meanwhile(store, request, snapshot).await? {
+            return Ok(None);
+        }
+    }
+    Ok(Some(snapshots))
 }
 
 /// The view's published generation, then each ledger with the mark of its open epoch.
@@ -177,22 +235,42 @@ pub async fn take<D>(store: &D, request: &Request<'_>, again: bool) -> Result<Sn
 where
     D: Ledgers + SpeedChunks + Documents + ?Sized,
 {
-    let (_, state) = generation::load_view(store, request.view).await?;
-    if !state.published.is_of(request.log) {
-        return Err(ReadError::OtherLog { view: request.view.clone(), log: request.log.clone() });
+    let mut taken = take_together(store, std::slice::from_ref(request), again).await?;
+    taken.pop().ok_or(ReadError::NeverSettled)
+}
+
+/// The published generation of every view, then each ledger once.
+async fn take_together<D>(store: &D, requests: &[Request<'_>], again: bool) -> Result<Vec<Snapshot>, ReadError>
+where
+    D: Ledgers + SpeedChunks + Documents + ?Sized,
+{
+    let Some(first) = requests.first() else { return Ok(Vec::new()) };
+    let mut published = Vec::with_capacity(requests.len());
+    for request in requests {
+        let (_, state) = generation::load_view(store, request.view).await?;
+        if !state.published.is_of(request.log) {
+            return Err(ReadError::OtherLog { view: request.view.clone(), log: request.log.clone() });
+        }
+        published.push(state.published);
     }
     let consistency = if again { Consistency::Serial } else { Consistency::Quorum };
-    let ledgers = request.partitions.iter().map(|&partition| {
+    let ledgers = first.partitions.iter().map(|&partition| {
         let taking = async move {
-            let ledger = store.load(request.log, partition, consistency).await?;
-            let mark = open_mark(store, request.log, partition, &ledger).await?;
+            let ledger = store.load(first.log, partition, consistency).await?;
+            let mark = open_mark(store, first.log, partition, &ledger).await?;
             Ok::<_, StoreError>((partition, Taken { ledger, mark }))
         };
         taking.boxed()
     });
     let ledgers: Reads<'_, _> = ledgers.collect();
-    let taken = stream::iter(ledgers).buffer_unordered(PARALLEL).try_collect().await?;
-    Ok(Snapshot { now: request.now, published: state.published, since: request.since, taken })
+    let taken: BTreeMap<Partition, Taken> = stream::iter(ledgers).buffer_unordered(PARALLEL).try_collect().await?;
+    let of = |(request, published): (&Request<'_>, Published)| Snapshot {
+        now: request.now,
+        published,
+        since: request.since,
+        taken: taken.clone(),
+    };
+    Ok(requests.iter().zip(published).map(of).collect())
 }
 
 /// Whether the view's first publication came between the two reads, and what it covers has left the ledgers.
@@ -314,14 +392,4 @@ pub fn base_ranges(bases: &[(Range<Micros>, u32)], periods: &Range<Micros>) -> V
 }
 
 #[cfg(test)]
-mod tests {
-    use super::base_ranges;
-
-    #[test]
-    fn every_period_is_read_once_under_its_latest_base() {
-        let bases = vec![(10..20, 2), (0..30, 1)];
-        assert_eq!(base_ranges(&bases, &(5..40)), [(5..10, 1), (10..20, 2), (20..30, 1), (30..40, 0)]);
-        assert_eq!(base_ranges(&[], &(5..40)), [(5..40, 0)]);
-        assert!(base_ranges(&bases, &(5..5)).is_empty());
-    }
-}
+mod tests;

@@ -1,9 +1,12 @@
 //! What queries ask of states, and what they are answered.
 
+mod of;
+
 use lamina_core::Micros;
 use serde::Serialize;
 use serde_json::Value;
 
+pub use self::of::AnswerType;
 use crate::{
     aggregate::Aggregate,
     metric::Metric,

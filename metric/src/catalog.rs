@@ -18,6 +18,7 @@ use crate::{
     compile_metric::{Over, compile_metric},
     compile_source::compile_source,
     definition::{MetricDefinition, SourceDefinition},
+    derived::{Derived, DerivedDefinition, compile_derived, read_derived},
     diagnostic::{Problem, Problems, nearest},
     expression::Planner,
     reading::{Draft, read_metric, read_source},
@@ -51,6 +52,8 @@ pub struct Catalog {
     pub building: BTreeMap<String, Arc<Metric>>,
     /// Versions that answered a moment ago: they are still folded, as some process may not know yet.
     pub retiring: Vec<Arc<Metric>>,
+    /// Metrics that are made of others.
+    pub derived: BTreeMap<String, Arc<Derived>>,
 }
 
 /// A draft with its file's index and whether reading it went well.
@@ -60,6 +63,14 @@ struct Read<D> {
     sound: bool,
 }
 
+/// What files hold.
+#[derive(Default)]
+struct Drafts {
+    sources: Vec<Read<SourceDefinition>>,
+    metrics: Vec<Read<MetricDefinition>>,
+    derived: Vec<Read<DerivedDefinition>>,
+}
+
 impl Catalog {
     /// Nothing is defined, at revision 0: definitions are not loaded yet.
     pub fn empty() -> Self {
@@ -67,8 +78,8 @@ impl Catalog {
     }
 
     fn of_revision(revision: u64) -> Self {
-        let (sources, metrics, building) = Default::default();
-        Self { revision, sources, metrics, building, retiring: Vec::new() }
+        let (sources, metrics, building, derived) = Default::default();
+        Self { revision, sources, metrics, building, retiring: Vec::new(), derived }
     }
 
     /// Compiles TOML texts `(file name, text)`.
@@ -77,11 +88,12 @@ impl Catalog {
     /// Every error of every file at once.
     pub fn compile(files: &[(String, String)], versions: &Versions) -> Result<Self, Vec<Diagnostic>> {
         let mut problems: Vec<Problems<'_>> = files.iter().map(|(file, text)| Problems::new(file, text)).collect();
-        let mut sources = Vec::new();
-        let mut metrics = Vec::new();
+        let mut drafts = Drafts::default();
         for (file, (_, text)) in files.iter().enumerate() {
-            read_file(file, text, &mut problems, &mut sources, &mut metrics);
+            read_file(file, text, &mut problems, &mut drafts);
         }
+        let Drafts { sources, metrics, derived } = drafts;
+        let named: Vec<(At<String>, usize)> = metrics.iter().map(|read| (read.draft.name.clone(), read.file)).collect();
         let planner = Planner::new();
         let names: Vec<String> = sources.iter().map(|read| read.draft.name.value.clone()).collect();
         let mut catalog = Self::of_revision(versions.revision);
@@ -99,8 +111,34 @@ impl Catalog {
                 catalog.metrics.insert(metric.name.clone(), Arc::new(metric));
             }
         }
+        for read in derived {
+            catalog.add_derived(read, &named, &mut problems);
+        }
         let found: Vec<Diagnostic> = problems.into_iter().flat_map(Problems::into_found).collect();
         if found.is_empty() { Ok(catalog) } else { Err(found) }
+    }
+
+    /// Over the metrics of these names, each with its file.
+    fn add_derived(
+        &mut self,
+        Read { draft, file, .. }: Read<DerivedDefinition>,
+        metrics: &[(At<String>, usize)],
+        problems: &mut [Problems<'_>],
+    ) {
+        if let Some((same, at)) = metrics.iter().find(|(name, _)| name.value == draft.name.value) {
+            let place = problems[*at].place(&same.span);
+            let problem = Problem::new(
+                format!("{} is a metric already, at {place}", draft.name.value),
+                "metrics and derived metrics share their names; rename one of them",
+            );
+            problems[file].add(draft.name.span, problem);
+            return;
+        }
+        let names: Vec<&str> = metrics.iter().map(|(name, _)| name.value.as_str()).collect();
+        let known = |name: &str| names.contains(&name).then(|| self.metrics.get(name));
+        if let Some(derived) = compile_derived(draft, &known, &names, &mut problems[file]) {
+            self.derived.insert(derived.name.clone(), Arc::new(derived));
+        }
     }
 
     /// Compiles one more version, `(version, since)`, of a metric over the sources of this catalogue; `text` holds its
@@ -110,10 +148,10 @@ impl Catalog {
     /// Every error of it, as if it stood in the file `place`.
     pub fn version(&self, place: &str, text: &str, version: (u32, u64)) -> Result<Metric, Vec<Diagnostic>> {
         let mut problems = [Problems::new(place, text)];
-        let mut metrics = Vec::new();
-        read_file(0, text, &mut problems, &mut Vec::new(), &mut metrics);
+        let mut drafts = Drafts::default();
+        read_file(0, text, &mut problems, &mut drafts);
         let names: Vec<String> = self.sources.keys().cloned().collect();
-        let compiled = metrics.pop().and_then(|Read { draft, sound, .. }| {
+        let compiled = drafts.metrics.pop().and_then(|Read { draft, sound, .. }| {
             let before = problems[0].count() - usize::from(!sound);
             let over = self.over(&draft.definition.source, &names);
             compile_metric(draft, over, version, &Planner::new(), &mut problems[0], before)
@@ -200,13 +238,7 @@ fn collect(path: &Path, named: bool, files: &mut Vec<(String, String)>, failed: 
     }
 }
 
-fn read_file(
-    file: usize,
-    text: &str,
-    problems: &mut [Problems<'_>],
-    sources: &mut Vec<Read<SourceDefinition>>,
-    metrics: &mut Vec<Read<MetricDefinition>>,
-) {
+fn read_file(file: usize, text: &str, problems: &mut [Problems<'_>], drafts: &mut Drafts) {
     let (document, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
         for error in errors {
@@ -217,12 +249,13 @@ fn read_file(
     }
     for (key, value) in document.get_ref() {
         match key.get_ref().as_ref() {
-            "source" => read_tables(value, "source", file, problems, sources, read_source),
-            "metric" => read_tables(value, "metric", file, problems, metrics, read_metric),
+            "source" => read_tables(value, "source", file, problems, &mut drafts.sources, read_source),
+            "metric" => read_tables(value, "metric", file, problems, &mut drafts.metrics, read_metric),
+            "derived" => read_tables(value, "derived", file, problems, &mut drafts.derived, read_derived),
             other => {
-                let help = match nearest(other, ["source", "metric"]) {
+                let help = match nearest(other, ["source", "metric", "derived"]) {
                     Some(near) => format!("did you mean [{near}.NAME]?"),
-                    None => "a file holds [source.NAME] and [metric.NAME]".to_owned(),
+                    None => "a file holds [source.NAME], [metric.NAME] and [derived.NAME]".to_owned(),
                 };
                 problems[file].add(key.span(), Problem::new(format!("unknown key `{other}`"), help));
             }

@@ -259,7 +259,7 @@ impl DimensionDefinition {
     }
 }
 
-fn fingerprint<T: Serialize>(definition: &T) -> String {
+pub(crate) fn fingerprint<T: Serialize>(definition: &T) -> String {
     // A definition is plain data with text keys: it always serialises.
     let value = serde_json::to_value(definition).unwrap_or_default();
     let mut canonical = String::new();

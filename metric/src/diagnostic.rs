@@ -84,6 +84,14 @@ impl<'a> Problems<'a> {
         format!("{}:{}", self.file, position(self.text, span.start).0)
     }
 
+    /// The byte `at` of a text that stands here in quotes, if it is written as it reads; else the whole text.
+    pub(crate) fn within(&self, span: &Range<usize>, text: &str, at: usize) -> Range<usize> {
+        let written = self.text.get(span.clone()).unwrap_or_default();
+        let quotes = written.find(text).filter(|before| written.len() - text.len() == 2 * before);
+        let start = quotes.map(|before| span.start + before + at).filter(|start| *start < span.end);
+        start.map_or_else(|| span.clone(), |start| start..span.end)
+    }
+
     /// All found, in the order of the text.
     pub(crate) fn into_found(mut self) -> Vec<Diagnostic> {
         self.found.sort_by_key(|problem| problem.span.start);

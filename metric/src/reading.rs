@@ -27,6 +27,11 @@ pub(crate) struct Places {
 }
 
 impl Places {
+    /// Of the definition whose name stands there.
+    pub(crate) fn at(name: &At<String>) -> Self {
+        Self { whole: name.span.clone(), ..Self::default() }
+    }
+
     pub(crate) fn of(&self, path: &str) -> Range<usize> {
         self.parts.get(path).unwrap_or(&self.whole).clone()
     }
@@ -52,7 +57,7 @@ pub(crate) fn read_source(
     mut table: Table<'_, '_>,
     problems: &mut Problems<'_>,
 ) -> Draft<SourceDefinition> {
-    let mut places = Places { whole: name.span.clone(), ..Places::default() };
+    let mut places = Places::at(&name);
     check_name("source", &name, problems);
     let t = &mut table;
     let description = t.text("description", problems).map(|text| text.value);
@@ -111,7 +116,7 @@ pub(crate) fn read_source(
     Draft { name, definition, places }
 }
 
-fn check_name(what: &str, name: &At<String>, problems: &mut Problems<'_>) {
+pub(crate) fn check_name(what: &str, name: &At<String>, problems: &mut Problems<'_>) {
     let legal = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     if name.value.is_empty() || name.value.len() > 100 || !name.value.chars().all(legal) {
         let help = "use up to 100 letters, digits, _ and -";
@@ -216,7 +221,7 @@ pub(crate) fn read_metric(
     mut table: Table<'_, '_>,
     problems: &mut Problems<'_>,
 ) -> Draft<MetricDefinition> {
-    let mut places = Places { whole: name.span.clone(), ..Places::default() };
+    let mut places = Places::at(&name);
     check_name("metric", &name, problems);
     let t = &mut table;
     let description = t.text("description", problems).map(|text| text.value);

@@ -4,6 +4,7 @@
 mod condition;
 mod events;
 mod pinned;
+mod rows;
 
 use std::sync::Arc;
 

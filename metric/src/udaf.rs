@@ -20,11 +20,11 @@ use datafusion::{
 
 use crate::{
     metric::Metric,
-    state::{Inputs, Layout, Number, States, decode_states, encode_states},
+    state::{Inputs, Layout, Number, States},
 };
 
 /// An aggregate over the columns `_partition, _offset, _time, _order, v?, x0..` of prepared rows. It gives Binary that
-/// [`decode_states`] reads: the states of one row.
+/// [`States::decode_row`] reads: the states of one row.
 pub fn states_udaf(metric: &Metric) -> AggregateUDF {
     udaf(Layout::of(metric))
 }
@@ -87,7 +87,7 @@ impl Accumulator for One {
     }
 
     fn evaluate(&mut self) -> Result<ScalarValue> {
-        Ok(ScalarValue::Binary(Some(encode_states(&self.0).map_err(external)?)))
+        Ok(ScalarValue::Binary(Some(self.0.encode_row(0, Vec::new()).map_err(external)?)))
     }
 
     fn size(&self) -> usize {
@@ -128,9 +128,11 @@ impl GroupsAccumulator for Many {
             EmitTo::All => self.0.len(),
             EmitTo::First(n) => n.min(self.0.len()),
         };
-        let mut encoded = BinaryBuilder::new();
+        let (mut encoded, mut bytes) = (BinaryBuilder::new(), Vec::new());
         for row in 0..emit {
-            encoded.append_value(encode_states(&self.0.take(&[row])).map_err(external)?);
+            bytes.clear();
+            bytes = self.0.encode_row(row, bytes).map_err(external)?;
+            encoded.append_value(&bytes);
         }
         self.0.drop_first(emit);
         Ok(Arc::new(encoded.finish()))
@@ -166,12 +168,14 @@ fn fold(states: &mut States, values: &[ArrayRef], groups: &[usize]) -> Result<()
 fn merge(states: &mut States, encoded: &[ArrayRef], groups: &[usize]) -> Result<()> {
     let column = encoded.first().and_then(|array| array.as_binary_opt::<i32>());
     let column = column.ok_or_else(|| DataFusionError::Internal("partial states must be binary".to_owned()))?;
+    let (mut each, mut into) = (States::new(states.layout()), Vec::with_capacity(groups.len()));
     for (bytes, &group) in column.iter().zip(groups) {
         if let Some(bytes) = bytes {
-            states.merge(&decode_states(bytes).map_err(external)?, &[group]).map_err(external)?;
+            each.decode_row(bytes).map_err(external)?;
+            into.push(group);
         }
     }
-    Ok(())
+    states.merge(&each, &into).map_err(external)
 }
 
 fn external(error: impl std::error::Error + Send + Sync + 'static) -> DataFusionError {

@@ -8,7 +8,18 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
-    Config, chunks::CachedChunks, http::progress::Movements, problem::Problem, registry::Registry, topics::Topics,
+    Config,
+    auth::{Access, audit::AuditLog},
+    chunks::CachedChunks,
+    http::movements::Movements,
+    limits::Rates,
+    live::Live,
+    problem::Problem,
+    query::page::Pages,
+    registry::Registry,
+    slo::History,
+    sql::Sql,
+    topics::Topics,
 };
 
 pub(crate) const NOT_LOADED: &str = "definitions are not loaded yet: the view store has not answered since the start";
@@ -32,12 +43,24 @@ pub(crate) struct Parts {
     pub(crate) deps: Deps,
     pub(crate) config: Config,
     pub(crate) chunks: CachedChunks,
+    /// Answers of which pages are still to be asked for.
+    pub(crate) pages: Pages,
+    /// Queries that are followed.
+    pub(crate) live: Live,
     pub(crate) topics: Topics,
+    pub(crate) access: Access,
+    pub(crate) audit: AuditLog,
+    pub(crate) rates: Rates,
     /// Requests that may still be begun.
     pub(crate) requests: Arc<Semaphore>,
+    /// Requests that may still wait to be begun.
+    pub(crate) queue: Arc<Semaphore>,
     /// Event streams that may still be opened.
     pub(crate) streams: Arc<Semaphore>,
     pub(crate) movements: Movements,
+    /// How fresh metrics were.
+    pub(crate) history: History,
+    pub(crate) sql: Sql,
 }
 
 impl Deref for App {
@@ -52,10 +75,18 @@ impl App {
     pub(crate) fn new(deps: Deps, config: &Config) -> Self {
         Self(Arc::new(Parts {
             chunks: CachedChunks::new(Arc::clone(&deps.store), config.cache_bytes),
+            pages: Pages::new(config.page_bytes),
+            live: Live::new(config.max_live_queries, config.max_live_clients),
             topics: Topics::new(Arc::clone(&deps.log)),
+            access: Access::new(config.auth.clone(), Arc::clone(&deps.store), Arc::clone(&deps.clock)),
+            audit: AuditLog::default(),
+            rates: Rates::new(config.rate),
             requests: Arc::new(Semaphore::new(config.max_concurrent)),
+            queue: Arc::new(Semaphore::new(config.max_queued)),
             streams: Arc::new(Semaphore::new(config.max_streams)),
             movements: Movements::default(),
+            history: History::default(),
+            sql: Sql::new(&config.sql),
             config: config.clone(),
             deps,
         }))
@@ -77,10 +108,12 @@ impl App {
     pub(crate) fn metric(&self, name: &str) -> Result<Arc<Metric>, Problem> {
         let catalog = self.definitions()?;
         catalog.metrics.get(name).cloned().ok_or_else(|| {
-            Problem::not_found(
-                "unknown_metric",
-                format!("there is no metric {name:?}; {}", have(catalog.metrics.keys())),
-            )
+            let known: Vec<&String> = catalog.metrics.keys().chain(catalog.derived.keys()).collect();
+            let detail = match catalog.derived.contains_key(name) {
+                true => format!("{name} is derived from other metrics, and holds nothing itself"),
+                false => format!("there is no metric {name:?}; {}", have(known.into_iter())),
+            };
+            Problem::not_found("unknown_metric", detail)
         })
     }
 

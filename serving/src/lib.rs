@@ -1,6 +1,6 @@
 //! The serving layer: plans queries, merges batch and speed views, and speaks HTTP.
 //!
-//! Flow of a query: parameters → plan → read (ledgers, speed, batch) → merge → table → JSON.
+//! Flow of a query: parameters → question → plan → read (ledgers, speed, batch) → merge → table → a format.
 //!
 //! # Invariants
 //! - Every answer is the fold of one prefix of the log per partition, and says which.
@@ -9,21 +9,29 @@
 //! - Nothing here knows Kafka, Cassandra, or the layers that write.
 
 mod app;
+pub mod auth;
 mod body;
 mod chunks;
 mod config;
 mod http;
 mod instant;
+mod instruments;
+mod limits;
+mod live;
 mod problem;
+mod prometheus;
 mod query;
 pub mod registry;
-mod run;
+mod server;
+mod slo;
+mod sql;
 mod token;
 mod topics;
 
 pub use app::Deps;
-pub use config::{Config, FreshnessLimits};
-pub use http::{health_router, router};
+pub use config::{Config, FreshnessLimits, SqlLimits};
+pub use http::{Sampler, health_router, openapi, router, service};
+pub use limits::Rate;
 pub use registry::{DefinitionBody, DefinitionKind, Put, Registry, RegistryError};
-pub use run::run;
+pub use server::{run, tls};
 pub use token::Token;

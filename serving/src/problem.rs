@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::{
     body::Body,
-    http::{HeaderValue, Response, StatusCode, header},
+    http::{HeaderName, HeaderValue, Response, StatusCode, header},
     response::IntoResponse,
 };
 use lamina_core::{StoreError, log::LogError, read::ReadError};
@@ -27,12 +27,13 @@ pub(crate) struct Problem {
     /// For people: what is wrong and what would be right.
     pub(crate) detail: String,
     retry_after: Option<Duration>,
+    headers: Vec<(HeaderName, String)>,
     extra: Vec<(&'static str, Value)>,
 }
 
 impl Problem {
     pub(crate) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), retry_after: None, extra: Vec::new() }
+        Self { status, code, detail: detail.into(), retry_after: None, headers: Vec::new(), extra: Vec::new() }
     }
 
     /// A parameter of the query string, path or body that cannot be used; `detail` says what is allowed.
@@ -42,6 +43,28 @@ impl Problem {
 
     pub(crate) fn not_found(code: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, code, detail)
+    }
+
+    /// 401: nobody known asks. The challenge is that of RFC 6750.
+    pub(crate) fn unauthorized(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
+            .header(header::WWW_AUTHENTICATE, "Bearer realm=\"lamina\"".to_owned())
+    }
+
+    /// 403: whoever asks may not.
+    pub(crate) fn forbidden(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, code, detail)
+    }
+
+    /// 403: a rule over rows is about a dimension that the metric has not, so nothing of it may be shown.
+    pub(crate) fn row_rules(metric: &str, dimension: &str) -> Self {
+        let detail = format!("you are bound to values of {dimension:?}, which metric {metric} has not as a dimension");
+        Self::forbidden("row_rules", detail)
+    }
+
+    /// 429: the same request may be sent again after this time.
+    pub(crate) fn too_many(detail: impl Into<String>, after: Duration) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail).retry_after(after)
     }
 
     /// 503: nothing is wrong with the request, it may be sent again.
@@ -61,6 +84,12 @@ impl Problem {
         self
     }
 
+    /// Sets a header of the response.
+    pub(crate) fn header(mut self, name: HeaderName, value: String) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
     /// Adds a member beyond the standard ones.
     pub(crate) fn with(mut self, member: &'static str, value: impl Into<Value>) -> Self {
         self.extra.push((member, value.into()));
@@ -68,6 +97,11 @@ impl Problem {
     }
 
     fn body(&self, request_id: &str) -> Vec<u8> {
+        self.to_json(request_id).to_string().into_bytes()
+    }
+
+    /// As it stands in a body.
+    pub(crate) fn to_json(&self, request_id: &str) -> Value {
         let mut members = Map::new();
         members.insert("type".into(), format!("urn:lamina:problem:{}", self.code).into());
         members.insert("title".into(), title(self.code).into());
@@ -78,7 +112,7 @@ impl Problem {
         for (member, value) in &self.extra {
             members.insert((*member).into(), value.clone());
         }
-        Value::Object(members).to_string().into_bytes()
+        Value::Object(members)
     }
 }
 
@@ -91,12 +125,22 @@ fn title(code: &str) -> String {
     title
 }
 
+/// Rounded up, and one at least.
+fn whole_seconds(time: Duration) -> u64 {
+    (time.as_secs() + u64::from(time.subsec_nanos() > 0)).max(1)
+}
+
 impl IntoResponse for Problem {
     /// Only marks the response; [`write()`] fills it in.
     fn into_response(self) -> Response<Body> {
         let mut response = self.status.into_response();
         if let Some(after) = self.retry_after {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(after)));
+        }
+        for (name, value) in &self.headers {
+            if let Ok(value) = HeaderValue::from_str(value) {
+                response.headers_mut().insert(name, value);
+            }
         }
         response.extensions_mut().insert(self);
         response

@@ -1,13 +1,15 @@
 //! How definitions are changed: implemented by whoever keeps them.
 
 use async_trait::async_trait;
-use lamina_metric::{Diagnostic, Metric, Source};
+use lamina_metric::{Derived, Diagnostic, Metric, Source};
 
 /// What is defined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DefinitionKind {
     Source,
     Metric,
+    /// A metric that is made of others.
+    Derived,
 }
 
 impl DefinitionKind {
@@ -15,11 +17,21 @@ impl DefinitionKind {
         match self {
             Self::Source => "source",
             Self::Metric => "metric",
+            Self::Derived => "derived",
+        }
+    }
+
+    /// Where definitions of this kind are found: `/v1/metrics`.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Source => "/v1/sources",
+            Self::Metric => "/v1/metrics",
+            Self::Derived => "/v1/derived",
         }
     }
 }
 
-/// A definition as a client sent it: the table below `[metric.NAME]` or `[source.NAME]`.
+/// A definition as a client sent it: the table below `[metric.NAME]`, `[source.NAME]` or `[derived.NAME]`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum DefinitionBody {
     Toml(String),
@@ -66,7 +78,7 @@ fn first(diagnostics: &[Diagnostic]) -> String {
 #[async_trait]
 pub trait Registry: Send + Sync {
     /// Compiles the definition together with all others, stores it and publishes the new catalogue. `if_match` is the
-    /// ETag ([`etag_of_metric`], [`etag_of_source`]) that the definition must have now; `*` is any, `None` asks for no
+    /// ETag ([`etag_of_metric`], [`etag_of_source`], [`etag_of_derived`]) that the definition must have now; `*` is any, `None` asks for no
     /// check.
     async fn put(
         &self,
@@ -90,4 +102,9 @@ pub fn etag_of_metric(metric: &Metric) -> String {
 /// The strong ETag of a source's definition.
 pub fn etag_of_source(source: &Source) -> String {
     format!("\"{}\"", source.definition.fingerprint())
+}
+
+/// The strong ETag of a derived metric's definition.
+pub fn etag_of_derived(derived: &Derived) -> String {
+    format!("\"{}\"", derived.definition.fingerprint())
 }

@@ -85,6 +85,9 @@ fn judge(world: &mut World, oracle: &Oracle, asked: &Asked, answer: &Answer) -> 
     if answer.retained_from.is_some() {
         world.count(Happening::Horizon);
     }
+    if answer.expired.is_some() {
+        world.count(Happening::Rule);
+    }
     if let Some(seen) = positions(world, asked, answer) {
         return Some(seen);
     }
@@ -159,6 +162,7 @@ fn fold(world: &World, oracle: &Oracle, asked: &Asked, answer: &Answer) -> Optio
         without: answer.missing_because(&["not_built", "expired"]),
         epoch_ends: ends(world.now),
         retained_from: answer.retained_from,
+        expired: answer.expired,
     };
     let query = &asked.query;
     let table = |prefix: &Prefix| oracle.expected(query, answer.version, prefix);

@@ -62,6 +62,7 @@ happenings! {
     LateEvent => "late event",
     Overflow => "answer with an overflow series",
     Horizon => "answer that begins at a horizon",
+    Rule => "answer that a rule of expiry cuts",
     Incomplete => "answer that names what is missing",
     Unavailable => "query answered 503",
     AtLeast => "query with `at_least` answered",

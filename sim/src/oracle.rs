@@ -8,7 +8,7 @@ use chrono::DateTime;
 use serde_json::Value;
 
 use crate::{
-    plan::{CAP, GRAIN, WINDOW},
+    plan::{CAP, GRAIN, RULE, WINDOW},
     query::{Layer, Query},
 };
 
@@ -100,6 +100,8 @@ pub(crate) struct Prefix {
     pub(crate) epoch_ends: BTreeMap<Partition, BTreeSet<Offset>>,
     /// Nothing is served of buckets before.
     pub(crate) retained_from: Option<Micros>,
+    /// Nor of those before this, of the series that the rule of expiry takes.
+    pub(crate) expired: Option<Micros>,
 }
 
 impl Oracle {
@@ -152,10 +154,11 @@ impl Oracle {
                 if query.filter.as_ref().is_some_and(|(name, value)| at(name).as_deref() != Some(value)) {
                     continue;
                 }
+                let expired = prefix.expired.filter(|_| at("page").as_deref() == Some("p1"));
                 let grain = if query.metric == "late" { 6 * GRAIN } else { GRAIN };
                 let bucket = event.time.div_euclid(grain) * grain;
                 let from = prefix.retained_from.map_or(query.from, |horizon| horizon.max(query.from));
-                if bucket < from || bucket >= query.to {
+                if bucket < expired.map_or(from, |horizon| horizon.max(from)) || bucket >= query.to {
                     continue;
                 }
                 let start = query.step.map_or(from, |step| (bucket.div_euclid(step) * step).max(from));
@@ -271,6 +274,7 @@ pub(crate) struct Answer {
     pub(crate) positions: BTreeMap<Partition, Offset>,
     pub(crate) cut: BTreeMap<Partition, Offset>,
     pub(crate) retained_from: Option<Micros>,
+    pub(crate) expired: Option<Micros>,
     pub(crate) overflow: bool,
     pub(crate) table: Table,
 }
@@ -294,6 +298,7 @@ impl Answer {
             positions: offsets(&meta["speed"]["positions"])?,
             cut: offsets(&meta["batch"]["cut"])?,
             retained_from: meta.get("retained_from").and_then(Value::as_str).and_then(micros),
+            expired: expired(meta.get("expired"))?,
             overflow: meta.get("overflow").is_some(),
             table: Table::new(),
         };
@@ -323,6 +328,15 @@ impl Answer {
     pub(crate) fn missing_because(&self, whys: &[&str]) -> Vec<(Partition, Offset, Offset)> {
         let because = self.missing.iter().filter(|(.., own)| whys.contains(&own.as_str()));
         because.map(|(partition, from, to, _)| (*partition, *from, *to)).collect()
+    }
+}
+
+/// Where the series begin that the one rule takes, if it is named; `None` if anything else is.
+fn expired(named: Option<&Value>) -> Option<Option<Micros>> {
+    let Some(named) = named else { return Some(None) };
+    match named.as_array()?.as_slice() {
+        [one] if one["where"] == RULE => micros(one["retained_from"].as_str()?).map(Some),
+        _ => None,
     }
 }
 

@@ -36,6 +36,9 @@ robot = "bool"
 added = "int64"
 "#;
 
+/// The rule of expiry of `added`, where there is one.
+pub(crate) const RULE: &str = "page = 'p1'";
+
 const ADDED: &str = r#"
 [metric.added]
 source = "edits"
@@ -81,7 +84,7 @@ pub(crate) struct Plan {
     pub(crate) epoch_max_records: u64,
     pub(crate) ttl_s: u64,
     pub(crate) batch_every_s: u64,
-    /// Whether the grain is kept for ten minutes only.
+    /// Whether the grain is kept for ten minutes only, and of one page for less.
     pub(crate) retention: bool,
     /// Whether the log may be cut off before it was read.
     pub(crate) cut_off: bool,
@@ -149,9 +152,11 @@ impl Plan {
 
 fn compile(retention: bool, revision: u64) -> Arc<Catalog> {
     let mut versions = Versions { revision, ..Versions::default() };
-    let kept = if retention { "[metric.added.retention]\n\"10s\" = \"10m\"" } else { "" };
+    let rule =
+        format!("[[metric.added.expire]]\nwhere = \"{RULE}\"\n[metric.added.expire.retention]\n\"10s\" = \"20s\"");
+    let kept = if retention { format!("[metric.added.retention]\n\"10s\" = \"10m\"\n{rule}") } else { String::new() };
     let filter = if revision == 1 { "where = \"NOT robot\"" } else { "" };
-    let mut text = format!("{SOURCES}{HITS}{}", ADDED.replace("WHERE", filter).replace("RETENTION", kept));
+    let mut text = format!("{SOURCES}{HITS}{}", ADDED.replace("WHERE", filter).replace("RETENTION", &kept));
     if revision > 1 {
         text.push_str(LATE);
         versions.metrics.insert("added".to_owned(), (2, 2));

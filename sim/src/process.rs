@@ -14,7 +14,7 @@ use axum::{
 use bytes::Bytes;
 use lamina_core::Micros;
 use lamina_metric::Catalog;
-use lamina_serving::{DefinitionBody, DefinitionKind, Put, Registry, RegistryError, registry::Origin};
+use lamina_serving::{DefinitionBody, DefinitionKind, Put, Registry, RegistryError, auth, registry::Origin};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use object_store::ObjectStore;
 use tokio::{
@@ -261,6 +261,7 @@ fn serving(port: Port, catalog: watch::Receiver<Arc<Catalog>>) -> Router {
     let config = lamina_serving::Config {
         request_timeout: Duration::from_secs(20),
         cache_bytes: 4 << 20,
+        auth: auth::Config { mode: auth::Mode::Open, ..auth::Config::default() },
         ..lamina_serving::Config::default()
     };
     lamina_serving::router(deps, &config)

@@ -51,7 +51,9 @@ impl Hold {
 
         self.writer.flushed(&flush);
         self.standing.dead_bytes = 0;
-        let visible = delta.waiting_since.map(|since| place.deps.clock.now() - since);
+        // What is rebuilt at a takeover was visible before, and counts for nobody until it is published.
+        let waiting_since = delta.waiting_since.filter(|_| self.writer.is_live());
+        let visible = waiting_since.map(|since| place.deps.clock.now() - since);
         place.instruments.flushed(began.elapsed(), flush.mark.end, visible);
         Ok(())
     }

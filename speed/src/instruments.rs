@@ -48,7 +48,7 @@ pub(crate) fn describe() {
     describe_histogram!(
         VISIBLE,
         Unit::Seconds,
-        "Age by append time of the oldest record of a flush when its mark was acknowledged"
+        "From the append of a record to the moment at which any reader sees it: of the oldest record of each flush, when its mark was acknowledged"
     );
     describe_counter!(TAKEOVERS, Unit::Count, "Partitions taken over");
     describe_counter!(FENCED, Unit::Count, "Partitions lost to another worker by the ledger");

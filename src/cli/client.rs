@@ -2,7 +2,7 @@
 
 use std::{io::IsTerminal, process::ExitCode, time::Duration};
 
-use reqwest::{Client, Method, RequestBuilder};
+use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 
 use super::{
@@ -10,53 +10,14 @@ use super::{
     output::{self, Output, Table, cell},
 };
 
-/// Query a metric.
-#[derive(clap::Args)]
-pub(super) struct Query {
-    metric: String,
-    /// RFC 3339 or epoch milliseconds
-    #[arg(long)]
-    from: String,
-    #[arg(long)]
-    to: String,
-    /// Width of buckets, e.g. 1m; left out, one bucket for the whole range
-    #[arg(long)]
-    step: Option<String>,
-    /// e.g. sum,p99
-    #[arg(long)]
-    aggregate: Option<String>,
-    /// Dimensions, e.g. region,host
-    #[arg(long)]
-    group_by: Option<String>,
-    /// SQL over dimensions, e.g. "region = 'eu-west'"
-    #[arg(long = "where")]
-    filter: Option<String>,
-    /// merged, batch or speed
-    #[arg(long)]
-    layer: Option<String>,
-    /// e.g. "sum desc"
-    #[arg(long)]
-    order_by: Option<String>,
-    #[arg(long)]
-    limit: Option<u64>,
-    #[arg(long)]
-    tz: Option<String>,
-    /// null, zero, previous or linear
-    #[arg(long)]
-    fill: Option<String>,
-    /// Position token that an ingest gave
-    #[arg(long)]
-    at_least: Option<String>,
-    #[arg(long, value_enum, default_value = "table")]
-    output: Output,
-    #[command(flatten)]
-    server: Server,
-}
-
 /// How fresh metrics are.
 #[derive(clap::Args)]
 pub(super) struct Freshness {
     metric: Option<String>,
+    /// Ask again every so many seconds, until Ctrl-C
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "2",
+        value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    watch: Option<u64>,
     #[arg(long, value_enum, default_value = "table")]
     output: Output,
     #[command(flatten)]
@@ -165,44 +126,37 @@ enum ScheduleChange {
     Run,
 }
 
-impl Query {
-    pub(super) async fn run(self) -> Done {
-        let given = [
-            ("from", Some(self.from)),
-            ("to", Some(self.to)),
-            ("step", self.step),
-            ("aggregate", self.aggregate),
-            ("group_by", self.group_by),
-            ("where", self.filter),
-            ("layer", self.layer),
-            ("order_by", self.order_by),
-            ("limit", self.limit.map(|limit| limit.to_string())),
-            ("tz", self.tz),
-            ("fill", self.fill),
-            ("at_least", self.at_least),
-        ];
-        let parameters: Vec<_> = given.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
-        let request = self.server.request(Method::GET, &["v1", "metrics", &self.metric, "query"])?.query(&parameters);
-        let answer = send(request).await?;
-        output::print(self.output, &answer, output::query_table);
-        if answer["meta"]["complete"] == json!(false) {
-            eprintln!("lamina: the answer is not complete: {}", answer["meta"]["missing"]);
-        }
-        Ok(ExitCode::SUCCESS)
-    }
-}
-
 impl Freshness {
     pub(super) async fn run(self) -> Done {
+        let mut code = self.show().await?;
+        let Some(seconds) = self.watch else { return Ok(code) };
+        loop {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => return Ok(code),
+                () = tokio::time::sleep(Duration::from_secs(seconds)) => {}
+            }
+            // A server that does not answer for once is what whoever watches wants to see the end of.
+            match self.show().await {
+                Ok(now) => code = now,
+                Err(failure) => eprintln!("{}", failure.message),
+            }
+        }
+    }
+
+    async fn show(&self) -> Done {
         let path = ["v1", "freshness"].into_iter().chain(self.metric.as_deref());
         let answer = send(self.server.request(Method::GET, &path.collect::<Vec<_>>())?).await?;
+        if self.watch.is_some() && self.output == Output::Table && std::io::stdout().is_terminal() {
+            print!("\x1b[H\x1b[2J");
+        }
         output::print(self.output, &answer, |answer| {
-            let mut table = Table::new(&["METRIC", "STATUS", "LAG MS", "BATCH AGE MS", "GENERATION", "REASON"]);
+            let mut table =
+                Table::new(&["METRIC", "STATUS", "LAG MS", "BURN 1H", "BATCH AGE MS", "GENERATION", "REASON"]);
             let one = std::slice::from_ref(answer);
             for metric in answer["metrics"].as_array().map_or(one, Vec::as_slice) {
                 let cells =
-                    [&metric["metric"], &metric["status"], &metric["speed"]["lag_ms"], &metric["batch"]["age_ms"]];
-                let rest = [&metric["batch"]["generation"], &metric["reason"]];
+                    [&metric["metric"], &metric["status"], &metric["speed"]["lag_ms"], &metric["slo"]["burn_rate_1h"]];
+                let rest = [&metric["batch"]["age_ms"], &metric["batch"]["generation"], &metric["reason"]];
                 table.rows.push(cells.into_iter().chain(rest).map(cell).collect());
             }
             table
@@ -377,29 +331,25 @@ fn jobs_table(jobs: &[Value]) -> Table {
     table
 }
 
-impl Server {
-    /// A request to the path made of `segments`, each escaped.
-    pub(super) fn request(&self, method: Method, segments: &[&str]) -> Result<RequestBuilder, Failure> {
-        let mut url = url::Url::parse(&self.server)
-            .map_err(|why| Failure::usage(format!("--server {:?}: {why}", self.server)))?;
-        let cannot = |()| Failure::usage(format!("--server {:?} is not an http URL", self.server));
-        url.path_segments_mut().map_err(cannot)?.pop_if_empty().extend(segments);
-        Ok(Client::new().request(method, url))
-    }
-}
-
 /// Sends a request and gives the JSON of a success; a problem becomes a failure with its detail.
 pub(super) async fn send(request: RequestBuilder) -> Result<Value, Failure> {
+    let answer = succeeded(request).await?;
+    let status = answer.status();
+    answer.json().await.map_err(|error| Failure::failed(format!("answer {status} is not JSON: {error}")))
+}
+
+/// A successful answer; a problem becomes a failure with its detail.
+pub(super) async fn succeeded(request: RequestBuilder) -> Result<Response, Failure> {
     let answer = request.send().await.map_err(|error| {
         let hint = if error.is_connect() { "; is lamina running there? (--server URL)" } else { "" };
         Failure { message: format!("{}{hint}", Failure::from_error(1, &error).message), code: 1 }
     })?;
     let status = answer.status();
+    if status.is_success() {
+        return Ok(answer);
+    }
     let body: Value =
         answer.json().await.map_err(|error| Failure::failed(format!("answer {status} is not JSON: {error}")))?;
-    if status.is_success() {
-        return Ok(body);
-    }
     let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
     Err(Failure::failed(format!("{status} {}: {} (request {})", text("code"), text("detail"), text("request_id"))))
 }

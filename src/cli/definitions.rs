@@ -62,7 +62,11 @@ impl Validate {
         }
         match catalog {
             Ok(catalog) if wrong == 0 => {
-                println!("{} sources, {} metrics: all well", catalog.sources.len(), catalog.metrics.len());
+                let derived = match catalog.derived.len() {
+                    0 => String::new(),
+                    derived => format!(", {derived} derived"),
+                };
+                println!("{} sources, {} metrics{derived}: all well", catalog.sources.len(), catalog.metrics.len());
                 Ok(ExitCode::SUCCESS)
             }
             Ok(_) => Ok(ExitCode::FAILURE),

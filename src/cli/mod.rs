@@ -9,12 +9,18 @@ mod definitions;
 mod demo;
 mod ingest;
 mod inspect;
+mod keys;
 mod output;
+mod query;
 mod serve;
+mod server;
+mod sql;
 
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+
+pub(crate) use self::server::{Credentials, Server};
 
 /// Metrics that are fresh within seconds and right over years.
 #[derive(Parser)]
@@ -43,7 +49,9 @@ enum Command {
     /// Recompute sampled buckets from the archive and compare
     Audit(audit::Audit),
     /// Query a metric
-    Query(Box<client::Query>),
+    Query(Box<query::Query>),
+    /// Run a SELECT over metrics
+    Sql(sql::Sql),
     /// How fresh metrics are; exits 3 on a breach
     Freshness(client::Freshness),
     /// Recompute from the archive
@@ -55,6 +63,10 @@ enum Command {
     Jobs(client::Jobs),
     /// When batch runs by itself; pause it, resume it, or run it now
     Schedule(client::Schedule),
+    /// API keys: make, list, rotate and revoke them
+    Keys(keys::Keys),
+    /// Print the OpenAPI document of the HTTP interface
+    Openapi,
 }
 
 /// Why a command did not succeed, with its exit code.
@@ -89,6 +101,8 @@ type Done = Result<ExitCode, Failure>;
 
 /// Parses the command line and does it.
 pub fn run() -> ExitCode {
+    // Whoever speaks TLS in this process does it with this; a second call finds it done.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let done = match Cli::parse().command {
         Command::Demo(command) => block_on(command.run()),
         Command::Serve(command) => block_on(command.run()),
@@ -99,17 +113,26 @@ pub fn run() -> ExitCode {
         Command::Inspect(command) => block_on(command.run()),
         Command::Audit(command) => block_on(command.run()),
         Command::Query(command) => block_on(command.run()),
+        Command::Sql(command) => block_on(command.run()),
         Command::Freshness(command) => block_on(command.run()),
         Command::Recompute(command) => block_on(command.run()),
         Command::Rollback(command) => block_on(command.run()),
         Command::Erase(command) => block_on(command.run()),
         Command::Jobs(command) => block_on(command.run()),
         Command::Schedule(command) => block_on(command.run()),
+        Command::Keys(command) => block_on(command.run()),
+        Command::Openapi => openapi(),
     };
     done.unwrap_or_else(|failure| {
         eprintln!("lamina: {}", failure.message);
         ExitCode::from(failure.code)
     })
+}
+
+fn openapi() -> Done {
+    let document = lamina_serving::openapi().map_err(Failure::failed)?;
+    println!("{document}");
+    Ok(ExitCode::SUCCESS)
 }
 
 fn block_on(command: impl Future<Output = Done>) -> Done {
@@ -118,14 +141,6 @@ fn block_on(command: impl Future<Output = Done>) -> Done {
     let done = runtime.block_on(command);
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));
     done
-}
-
-/// The server that client commands talk to.
-#[derive(clap::Args, Clone)]
-pub(crate) struct Server {
-    /// Where lamina listens
-    #[arg(long, env = "LAMINA_SERVER", default_value = "http://127.0.0.1:8080", value_name = "URL")]
-    server: String,
 }
 
 /// The configuration that server commands use.

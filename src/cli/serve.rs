@@ -74,6 +74,12 @@ impl Serve {
         if self.role.iter().any(|role| *role != Role::Executor) {
             return Err(Failure::usage("the role executor runs by itself: start another process for the other roles"));
         }
+        if !config.listen.ip().is_loopback() {
+            let listen = config.listen;
+            return Err(Failure::usage(format!(
+                "http.listen = \"{listen}\": an executor opens no store, so it knows no keys and listens on loopback only"
+            )));
+        }
         let tasks = Tasks::default();
         stop_on_signals(tasks.stop());
         let started = executor::start(config, &tasks).await;

@@ -27,16 +27,20 @@ impl Default for RawExecutor {
     }
 }
 
-/// An address to listen on, which must be on loopback.
-pub(super) fn listen(key: &str, text: &str, default: &str, problems: &mut Vec<String>) -> SocketAddr {
-    let address = text.parse().unwrap_or_else(|_| {
+/// An address to listen on.
+pub(super) fn address(key: &str, text: &str, default: &str, problems: &mut Vec<String>) -> SocketAddr {
+    text.parse().unwrap_or_else(|_| {
         problems.push(format!("{key} = {text:?} is not an address; write for example {default:?}"));
         SocketAddr::from(([127, 0, 0, 1], 0))
-    });
+    })
+}
+
+/// An address to take plans on, which must be on loopback: nobody has to say who they are there.
+pub(super) fn listen(text: &str, problems: &mut Vec<String>) -> SocketAddr {
+    let address = address("executor.listen", text, "127.0.0.1:9301", problems);
     if !address.ip().is_loopback() {
         problems.push(format!(
-            "{key} = \"{address}\" is not a loopback address: without keys and TLS lamina listens on loopback only; \
-             put a proxy in front"
+            "executor.listen = \"{address}\" is not a loopback address: executors ask for no keys; put a proxy in front"
         ));
     }
     address

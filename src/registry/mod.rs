@@ -7,10 +7,11 @@
 //! Files are each process's own. While they differ, the process whose definitions changed last decides, and the others keep what
 //! they have, without a say, until theirs change or they start again: else two of them would put each other's out of force for ever.
 
+mod derived;
 mod known;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -26,11 +27,15 @@ use lamina_core::{
 };
 use lamina_metric::{Catalog, Diagnostic, Metric, Versions};
 use lamina_serving::registry::{
-    DefinitionBody, DefinitionKind, Origin, Put, Registry, RegistryError, etag_of_metric, etag_of_source,
+    DefinitionBody, DefinitionKind, Origin, Put, Registry, RegistryError, etag_of_derived, etag_of_metric,
+    etag_of_source,
 };
 use tokio::sync::watch;
 
-use self::known::Known;
+use self::{
+    derived::{derived, users},
+    known::Known,
+};
 
 const VERSIONS: (&str, &str) = ("catalog", "versions");
 const DEFINITIONS: &str = "definition";
@@ -120,7 +125,9 @@ impl<S: Documents + Ledgers + ?Sized> Definitions<S> {
                     Err(error) => return Err(error.into()),
                 }
             }
-            if self.current.borrow().revision != next.revision {
+            // What is derived has no versions: each process computes it as it has it defined.
+            let same_derived = derived(&self.current.borrow()) == derived(&draft.catalog);
+            if self.current.borrow().revision != next.revision || !same_derived {
                 let catalog = Catalog::compile(texts, &next.versions());
                 let catalog = catalog.and_then(|catalog| next.place(catalog)).map_err(CatalogError::Invalid)?;
                 let (metrics, building) = (catalog.metrics.len(), catalog.building.len());
@@ -234,6 +241,7 @@ impl<S: Documents + Ledgers + ?Sized> Definitions<S> {
         match kind {
             DefinitionKind::Metric => catalog.latest(name).map(|metric| etag_of_metric(metric)),
             DefinitionKind::Source => catalog.sources.get(name).map(|source| etag_of_source(source)),
+            DefinitionKind::Derived => catalog.derived.get(name).map(|derived| etag_of_derived(derived)),
         }
     }
 
@@ -327,13 +335,8 @@ impl<S: Documents + Ledgers + ?Sized + 'static> Registry for Definitions<S> {
     async fn delete(&self, kind: DefinitionKind, name: &str, if_match: Option<String>) -> Result<(), RegistryError> {
         let _one_at_a_time = self.changing.lock().await;
         self.check(kind, name, if_match.as_deref())?.ok_or(RegistryError::NotFound)?;
-        if kind == DefinitionKind::Source {
-            let catalog = Arc::clone(&self.current.borrow());
-            let users: BTreeSet<&str> = catalog.metrics_of(name).map(|metric| metric.name.as_str()).collect();
-            if !users.is_empty() {
-                let users = users.into_iter().collect::<Vec<_>>().join(", ");
-                return Err(RegistryError::InUse(format!("metrics {users} read it")));
-            }
+        if let Some(users) = users(&self.current.borrow(), kind, name) {
+            return Err(RegistryError::InUse(users));
         }
         let key = key(kind, name);
         let document = self.store.get(DEFINITIONS, &key).await?.ok_or(RegistryError::NotFound)?;

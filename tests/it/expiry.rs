@@ -49,7 +49,7 @@ impl Role {
             .stderr(log)
             .spawn()
             .unwrap();
-        let role = Self { child, url: format!("http://127.0.0.1:{port}"), client: reqwest::blocking::Client::new() };
+        let role = Self { child, url: format!("http://127.0.0.1:{port}"), client: super::process::client() };
         role.until("it is ready", || role.status("/readyz") == 200);
         role
     }

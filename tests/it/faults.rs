@@ -365,7 +365,8 @@ fn real_what_does_not_decode_is_a_dead_letter_and_the_partition_goes_on() {
     }
     let world = World::with_keyspace();
     let brokers = Addresses::default().kafka;
-    let config = KafkaConfig { brokers, replication_factor: 1, options: std::collections::BTreeMap::new() };
+    let config =
+        KafkaConfig { brokers, replication_factor: 1, options: std::collections::BTreeMap::new(), credentials: None };
     let log = KafkaLog::connect(config).unwrap();
     let bad = poison(&world, &log);
     let mut lamina = world.launch(Addresses::default());
@@ -421,7 +422,7 @@ fn without_cassandra_at_start_nothing_is_answered_and_all_is_well_once_it_is_the
     assert!(why.contains(&cassandra), "{why:?} does not name {cassandra}");
     assert_eq!(ready.body["checks"]["log"], "ok");
     for reply in [query(&lamina, ""), post(&lamina, &[], event(0)), get(&lamina, "/v1/metrics")] {
-        reply.problem(503, "not_loaded");
+        reply.problem(503, "store_unavailable");
         assert!(reply.took < ANSWER, "{:?}", reply.took);
     }
     assert_eq!(get(&lamina, "/livez").status, 200);

@@ -290,7 +290,7 @@ fn bodies_that_would_burst_are_refused_and_memory_stays() {
     let before = lamina.peak_rss_kib();
     for _ in 0..8 {
         post(&lamina, &[("content-encoding", "gzip")], gzip.clone()).problem(413, "too_large");
-        post(&lamina, &[("content-encoding", "zstd")], zstd.clone()).problem(413, "too_large");
+        post(&lamina, &[("content-encoding", "zstd")], zstd.clone()).problem(413, "too_dense");
     }
     post(&lamina, &[("content-encoding", "deflate")], b"\x78\x9c garbage".to_vec())
         .problem(415, "unsupported_encoding");

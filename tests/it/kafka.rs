@@ -34,7 +34,8 @@ fn skipped() -> bool {
 }
 
 pub(crate) fn connect(brokers: String) -> KafkaLog {
-    KafkaLog::connect(KafkaConfig { brokers, replication_factor: 1, options: BTreeMap::new() }).expect("settings")
+    KafkaLog::connect(KafkaConfig { brokers, replication_factor: 1, options: BTreeMap::new(), credentials: None })
+        .expect("settings")
 }
 
 /// Runs a test with a log and a name that nobody used before.

@@ -123,8 +123,35 @@ impl Lamina {
         Self::spawned(folder, config, port, Launch::default())
     }
 
+    /// As [`Lamina::start_as`] with all roles, and returns at once.
+    pub(crate) fn launch_as(
+        name: &str,
+        folder: &Path,
+        settings: &Settings,
+        keyspace: &str,
+        change: impl FnOnce(String) -> String,
+    ) -> Self {
+        let port = free_port();
+        let config = folder.join(format!("{name}.toml"));
+        fs::write(&config, change(configuration(folder, settings, keyspace, port))).unwrap();
+        Self::spawned(folder, config, port, Launch::default())
+    }
+
+    /// The status and body that `/readyz` last answered within this time.
+    pub(crate) fn readiness_within(&self, time: Duration) -> String {
+        let from = Instant::now();
+        let mut last = "nothing".to_owned();
+        while from.elapsed() < time {
+            if let Ok(answer) = self.client.get(format!("{}/readyz", self.url)).send() {
+                last = format!("{} {}", answer.status(), answer.text().unwrap_or_default());
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        last
+    }
+
     fn spawned(folder: &Path, config: PathBuf, port: u16, launch: Launch) -> Self {
-        let client = reqwest::blocking::Client::builder().timeout(Duration::from_secs(90)).build().unwrap();
+        let client = client();
         let url = format!("http://127.0.0.1:{port}");
         Self { child: spawn(&config, folder, &launch), folder: folder.to_owned(), config, launch, url, client }
     }
@@ -256,6 +283,12 @@ fn spawn(config: &Path, folder: &Path, launch: &Launch) -> Child {
         .stderr(log)
         .spawn()
         .unwrap()
+}
+
+/// A client of what is tested. Clients are made here only: reqwest makes none before somebody has said what speaks TLS.
+pub(crate) fn client() -> reqwest::blocking::Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::blocking::Client::builder().timeout(Duration::from_secs(90)).build().unwrap()
 }
 
 pub(crate) fn run(arguments: &[&str]) -> Output {

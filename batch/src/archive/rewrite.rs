@@ -9,10 +9,9 @@ use arrow::{
     error::ArrowError,
 };
 use bytes::Bytes;
-use lamina_core::{Archive, Counts, Micros, Segment, archive::Erased};
+use lamina_core::{Archive, Counts, Micros, Segment, archive::Erased, ids::new_id};
 use lamina_metric::{Source, archive};
 use object_store::{PutMode, PutOptions, path::Path};
-use uuid::Uuid;
 
 use super::Place;
 use crate::{
@@ -117,7 +116,7 @@ pub(super) async fn replace(
 fn draft(place: &Place, before: &[Segment], rows: &[RecordBatch]) -> Result<(Bytes, Archive), BatchError> {
     let (start, end) = before.first().zip(before.last()).map_or((0, 0), |(first, last)| (first.start, last.end));
     let (source, topic, partition) = (place.log.source(), place.log.topic_id(), place.partition);
-    let id = Uuid::now_v7();
+    let id = new_id();
     let path = Path::from(format!("{source}/{topic}/{partition:05}/{start:020}-{end:020}-{id}.parquet")).to_string();
     let undecodable = |cause: ArrowError| BatchError::undecodable(&path, cause);
     let file = encode(rows).map_err(|cause| BatchError::undecodable(&path, cause))?;

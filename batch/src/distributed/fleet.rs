@@ -13,11 +13,11 @@ use futures::{
     future::{join_all, try_join_all},
     stream::{self, FuturesUnordered},
 };
+use lamina_core::ids::new_id;
 use lamina_metric::Metric;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::transport::Endpoint;
 use url::Url;
-use uuid::Uuid;
 
 use super::{VERSION, codec, heard};
 use crate::{
@@ -193,7 +193,7 @@ impl Executor {
         scan: Scan,
     ) -> Result<Vec<Vec<arrow::array::RecordBatch>>, DataFusionError> {
         let partitions = scan.partitions.len();
-        let task_key = TaskKey { query_id: Uuid::now_v7(), stage_id: 0, task_number: 0 };
+        let task_key = TaskKey { query_id: new_id(), stage_id: 0, task_number: 0 };
         let request = SetPlanRequest {
             task_key,
             task_count: 1,

@@ -20,7 +20,7 @@ pub(crate) use fleet::Fleet;
 use crate::{BatchError, fold::own};
 
 /// Leader and executors must be of the same build, or states could differ.
-const VERSION: &str = concat!("lamina ", env!("CARGO_PKG_VERSION"), ", plans 2");
+const VERSION: &str = concat!("lamina ", env!("CARGO_PKG_VERSION"), ", plans 3");
 /// Marks an error that says that something does not add up.
 const VIOLATION: &str = "conservation";
 

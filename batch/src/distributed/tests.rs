@@ -21,6 +21,7 @@ use super::{
 use crate::{
     BatchError,
     fold::{self, Fates},
+    names::Names,
     plan::File,
     report::{Folded, Report, together},
     scan::{Piece, Scan},
@@ -57,7 +58,11 @@ fn piece(partition: u32, start: u64) -> Piece {
     let counts = Counts { accepted: 5, dead: 1, ..Counts::default() };
     let path = format!("edits/t/{partition}/{start}.parquet");
     let archive = Archive { path, bytes: 9, checksum: 7, counts, event_time: Some((-1, 5)), last_record: None };
-    Piece { file: File { partition, offsets: start..start + 6, archive }, window: Some(-5..7) }
+    Piece {
+        file: File { partition, offsets: start..start + 6, archive },
+        window: Some(-5..7),
+        names: Arc::new(Names::Shared(vec![(0, (1, 4)), (5, (2, 8))])),
+    }
 }
 
 fn pieces() -> Vec<Vec<Piece>> {

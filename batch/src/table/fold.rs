@@ -3,14 +3,12 @@
 //! A scan has no epochs: all its rows count as one, so that the cap on series holds for the table as a whole.
 
 use std::{
+    iter,
     ops::Range,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use arrow::{
-    array::{ArrayRef, RecordBatch, UInt64Array},
-    datatypes::SchemaRef,
-};
+use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use datafusion::{
     error::DataFusionError,
     execution::{SendableRecordBatchStream, TaskContext},
@@ -30,8 +28,9 @@ use crate::{
     compare::{Changes, compare},
     compute::Mode,
     context::stopped,
-    fold::{Fates, Groups, aggregation, groups, own, schema},
+    fold::{Fates, Groups, aggregation, groups, own, schema, with_names},
     open::Target,
+    plan,
     rollup::Rollup,
 };
 
@@ -129,9 +128,8 @@ fn prepared(
         fates.filtered += prepared.filtered;
         fates.rejected += prepared.rejected.len() as u64;
     }
-    let epochs: ArrayRef = Arc::new(UInt64Array::from_value(0, prepared.rows.num_rows()));
-    let columns = prepared.rows.columns().iter().cloned().chain([epochs]).collect();
-    Ok(RecordBatch::try_new(SchemaRef::clone(schema), columns).map_err(DataFusionError::from)?)
+    let names = iter::repeat_n((0, 0), prepared.rows.num_rows());
+    Ok(with_names(schema, &prepared.rows, names).map_err(DataFusionError::from)?)
 }
 
 /// What became of a metric's groups.
@@ -158,8 +156,7 @@ pub(super) async fn chunks(
     let passes = passes(&groups.buckets, period(metric.grain), budget.max(1));
     let mut done = Chunks::default();
     for target in targets {
-        let named = cap::series_of(groups, &target.view)
-            .map_err(|cause| BatchError::chunk("dimensions of the aggregation", cause))?;
+        let named = cap::series_of(groups, &target.view)?;
         for width in metric.widths() {
             let mut rollup = Rollup::new(metric, Arc::clone(target), width);
             for pass in &passes {
@@ -169,7 +166,7 @@ pub(super) async fn chunks(
                 match mode {
                     Mode::Write => rollup.write(store, &chunks).await?,
                     Mode::Compare => {
-                        let periods = ended_within(pass, period(width));
+                        let periods = plan::ended_within(pass, period(width));
                         done.changes.add(compare(store, metric, &rollup, &periods, chunks).await?);
                     }
                 }
@@ -184,15 +181,6 @@ pub(super) async fn chunks(
     Ok(done)
 }
 
-/// Starts of the periods that end within a pass.
-fn ended_within(pass: &Range<Micros>, length: Micros) -> Range<Micros> {
-    let moved = |at: Micros| match at {
-        Micros::MIN | Micros::MAX => at,
-        at => at.saturating_sub(length).saturating_add(1),
-    };
-    moved(pass.start)..moved(pass.end)
-}
-
 /// Passes over event time, in order and without gap, each with about `budget` buckets; bounds are multiples of `step`.
 fn passes(buckets: &[Micros], step: Micros, budget: usize) -> Vec<Range<Micros>> {
     let mut bounds = Vec::new();
@@ -202,9 +190,7 @@ fn passes(buckets: &[Micros], step: Micros, budget: usize) -> Vec<Range<Micros>>
         bounds = sorted.chunks(budget).skip(1).map(|chunk| chunk[0].div_euclid(step).saturating_mul(step)).collect();
         bounds.dedup();
     }
-    let starts = std::iter::once(Micros::MIN).chain(bounds.iter().copied());
-    let ends = bounds.iter().copied().chain(std::iter::once(Micros::MAX));
-    starts.zip(ends).map(|(start, end)| start..end).collect()
+    plan::between(&bounds)
 }
 
 #[cfg(test)]
@@ -224,7 +210,7 @@ mod tests {
     fn every_period_ends_within_one_pass() {
         let passes = passes(&(0..1_000).collect::<Vec<_>>(), 60, 100);
         for start in (-600..1_200).step_by(300) {
-            let within = passes.iter().filter(|pass| ended_within(pass, 300).contains(&start));
+            let within = passes.iter().filter(|pass| plan::ended_within(pass, 300).contains(&start));
             assert_eq!(within.count(), 1, "{start} of {passes:?}");
         }
     }

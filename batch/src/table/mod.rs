@@ -20,8 +20,7 @@ use std::{
 };
 
 use lamina_core::{
-    Cut, LogId, Micros, Opened, Scope, Store, StoreError, ViewState,
-    generation::load_view,
+    LogId, Micros, Store, StoreError,
     tables::{Reading, Table},
 };
 use lamina_metric::{Metric, Source};
@@ -167,11 +166,7 @@ impl Batch {
         let mut targets = Vec::with_capacity(metric.views.len());
         for view in &metric.views {
             let target = if effect == Effect::Nothing {
-                let (_, state) = load_view(store, &view.id).await?;
-                let ViewState { published, last_generation, horizons, rule_horizons, .. } = state;
-                let scope = Scope { rebuild: Some(everything.clone()), rollback: None };
-                let opened = Opened { generation: last_generation, cut: Cut::default(), stamp: 0, scope, base: 0 };
-                Target { view: view.clone(), published, opened, metric: Arc::clone(metric), horizons, rule_horizons }
+                Target::imagined(store, metric, view, everything.clone()).await?
             } else {
                 let (aim, now) = (Aim::Rebuild(everything.clone()), self.deps.clock.now());
                 open::open(store, metric, view, &Sealed::of_table(&metric.source), &aim, now).await?

@@ -134,8 +134,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 120, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn chunks_and_uncovered_epochs_are_the_fold_of_everything(steps in prop::collection::vec(step(), 1..14)) {
-        play(&World::new(DEFINITIONS), steps);
+    fn chunks_and_uncovered_epochs_are_the_fold_of_everything(
+        steps in prop::collection::vec(step(), 1..14), capped in any::<bool>(),
+    ) {
+        // Where no cap decides, epochs are folded under shared names.
+        let wide = DEFINITIONS.replace("max_series = 5", "max_series = 100");
+        play(&World::new(if capped { DEFINITIONS } else { &wide }), steps);
     }
 
     #[test]

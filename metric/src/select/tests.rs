@@ -195,3 +195,55 @@ fn series_are_named_only_where_no_other_can_pass() {
         assert_eq!(named(sql, view), None, "{sql}");
     }
 }
+
+/// Of series whose users are anna, bert, null and the overflow's, those that pass the filter within the rule.
+fn passes_within(sql: Option<&str>, dimension: &str, values: &[&str]) -> Vec<bool> {
+    let of = |user: &str| {
+        let rest = [Int(200), Bool(true), Float(0.5_f64.to_bits()), Str("DE".into()), Str("x".into())];
+        Series::new(&[&[Str(user.into())], &rest[..]].concat())
+    };
+    let series = [of("anna"), of("bert"), Series::new(&vec![Null; 6]), Series::overflow(6)];
+    let rules = [(dimension.to_owned(), values.iter().map(|value| (*value).to_owned()).collect())].into();
+    let filter = SeriesFilter::joined(sql, &rules, &dimensions()).unwrap_or_else(|error| panic!("{sql:?}: {error}"));
+    filter.unwrap().mask_of(&[0, 1, 2, 3, 4, 5], &dimensions(), &series.each_ref()).unwrap()
+}
+
+#[test]
+fn no_filter_gets_around_a_rule() {
+    let anna = [true, false, false, false];
+    for sql in [
+        None,
+        Some("TRUE"),
+        Some("TRUE OR TRUE"),
+        Some("user = 'anna' OR user = 'bert'"),
+        Some("user IS NOT NULL OR user IS NULL"),
+        Some("NOT FALSE OR user <> 'anna'"),
+        Some("(Status = 200) OR (TRUE)"),
+        Some("TRUE -- "),
+        Some("TRUE /* "),
+    ] {
+        let Ok(passed) = std::panic::catch_unwind(|| passes_within(sql, "user", &["anna"])) else {
+            assert!(parse(sql.unwrap()).is_err(), "{sql:?} is a filter by itself and none within a rule");
+            continue;
+        };
+        assert_eq!(passed, anna, "{sql:?}");
+    }
+    assert_eq!(passes_within(Some("user = 'bert'"), "user", &["anna"]), [false; 4]);
+    assert_eq!(passes_within(Some("NULL"), "user", &["anna"]), [false; 4]);
+    assert_eq!(passes_within(None, "user", &["anna", "bert"]), [true, true, false, false]);
+    assert_eq!(passes_within(None, "user", &["anna' OR '1' = '1"]), [false; 4]);
+}
+
+#[test]
+fn a_rule_speaks_of_a_value_as_a_filter_does() {
+    let both = [true, true, false, false];
+    for (dimension, value) in [("Status", "200"), ("isRobot", "true"), ("load", "0.5"), ("geo.country", "DE")] {
+        assert_eq!(passes_within(None, dimension, &[value]), both, "{dimension}");
+        assert_eq!(passes_within(None, dimension, &["nothing like it"]), [false; 4], "{dimension}");
+    }
+    let rules = [("tenant".to_owned(), vec!["a".to_owned()])].into();
+    assert!(SeriesFilter::joined(None, &rules, &dimensions()).unwrap_err().contains("tenant"));
+    assert!(SeriesFilter::joined(Some("user"), &[].into(), &dimensions()).unwrap_err().contains("condition"));
+    let within = SeriesFilter::joined(None, &[("user".to_owned(), vec!["anna".to_owned()])].into(), &dimensions());
+    assert_eq!(within.unwrap().unwrap().pinned[&0], [Str("anna".into())], "only that series is read");
+}

@@ -3,6 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Distinct, First, FloatSum, Inputs, Kind, Last, Max, Min, Number, Quantiles, Sum, Top};
+use crate::chunk::ChunkError;
+
+pub(super) const UNFIT: ChunkError = ChunkError::Invalid("states do not fit their layout");
 
 /// The state of one aggregate of one row.
 pub(crate) trait Cell: Clone {
@@ -107,12 +110,22 @@ impl Column {
         }
     }
 
-    pub(crate) fn drop_first(&mut self, n: usize) {
-        with_cells!(self, cells => drop(cells.drain(..n)));
+    /// Appends a cell to `bytes`.
+    pub(crate) fn encode(&self, row: usize, bytes: Vec<u8>) -> Result<Vec<u8>, ChunkError> {
+        with_cells!(self, cells => postcard::to_extend(&cells[row], bytes).map_err(ChunkError::Body))
     }
 
-    pub(crate) fn append(&mut self, other: &Self) {
-        with_both!(self, other, cells, more => cells.extend_from_slice(more));
+    /// Adds the cell that `bytes` begin with, and gives what follows it.
+    pub(crate) fn decode<'a>(&mut self, kind: &Kind, bytes: &'a [u8]) -> Result<&'a [u8], ChunkError> {
+        with_cells!(self, cells => {
+            let (cell, rest) = postcard::take_from_bytes(bytes).map_err(ChunkError::Body)?;
+            cells.push(cell);
+            if cells.last().is_some_and(|cell| cell.fits(kind)) { Ok(rest) } else { Err(UNFIT) }
+        })
+    }
+
+    pub(crate) fn drop_first(&mut self, n: usize) {
+        with_cells!(self, cells => drop(cells.drain(..n)));
     }
 
     /// Merges cell `i` of `other` into cell `into[i]`.

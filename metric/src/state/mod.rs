@@ -4,7 +4,7 @@
 //! - Merging is associative and commutative by value (float sums: within rounding), so the order of rows, batches, flushes
 //!   and epochs does not show in an answer. Only `top` beyond its capacity depends on it, within its stated error.
 //! - [`States`] carry their [`Layout`]; states of different layouts never mix.
-//! - Decoded states are checked ([`decode_states`]): damaged bytes give an error, never a panic.
+//! - Decoded states are checked ([`States::decode_row`], and chunks): damaged bytes give an error, never a panic.
 
 mod cell;
 mod distinct;
@@ -221,25 +221,44 @@ impl States {
         }
     }
 
+    /// Appends one row to `bytes`, without its layout. The same states always give the same bytes.
+    ///
+    /// # Errors
+    /// If a cell cannot be serialised, which plain data never runs into.
+    ///
+    /// # Panics
+    /// If the row does not exist.
+    pub fn encode_row(&self, row: usize, bytes: Vec<u8>) -> Result<Vec<u8>, ChunkError> {
+        let bytes = postcard::to_extend(&self.counts[row], bytes).map_err(ChunkError::Body)?;
+        self.columns.iter().try_fold(bytes, |bytes, column| column.encode(row, bytes))
+    }
+
+    /// Adds a row of the same layout that [`States::encode_row`] wrote.
+    ///
+    /// # Errors
+    /// If the bytes are damaged; then nothing was added.
+    pub fn decode_row(&mut self, bytes: &[u8]) -> Result<(), ChunkError> {
+        let rows = self.len();
+        let decoded = self.push_row(bytes);
+        if decoded.is_err() {
+            self.resize(rows);
+        }
+        decoded
+    }
+
+    fn push_row(&mut self, bytes: &[u8]) -> Result<(), ChunkError> {
+        let (count, mut rest) = postcard::take_from_bytes(bytes).map_err(ChunkError::Body)?;
+        self.counts.push(count);
+        for (column, kind) in self.columns.iter_mut().zip(&self.layout.kinds) {
+            rest = column.decode(kind, rest)?;
+        }
+        if rest.is_empty() { Ok(()) } else { Err(ChunkError::Invalid("a row of states goes on after its end")) }
+    }
+
     /// Removes the first `n` rows.
     pub(crate) fn drop_first(&mut self, n: usize) {
         self.counts.drain(..n);
         self.columns.iter_mut().for_each(|column| column.drop_first(n));
-    }
-
-    /// Adds the other's rows after its own.
-    ///
-    /// # Errors
-    /// If the layouts differ.
-    pub fn append(&mut self, other: &Self) -> Result<(), StateError> {
-        if self.layout != other.layout {
-            return Err(StateError::Layout);
-        }
-        self.counts.extend_from_slice(&other.counts);
-        for (column, other) in self.columns.iter_mut().zip(&other.columns) {
-            column.append(other);
-        }
-        Ok(())
     }
 
     pub fn layout(&self) -> &Layout {
@@ -255,11 +274,7 @@ impl States {
     pub(crate) fn check(&self) -> Result<(), ChunkError> {
         let fits = |(column, kind): (&Column, &Kind)| column.fits(kind, self.layout.number, self.len());
         let whole = self.columns.len() == self.layout.kinds.len();
-        if whole && self.columns.iter().zip(&self.layout.kinds).all(fits) {
-            Ok(())
-        } else {
-            Err(ChunkError::Invalid("states do not fit their layout"))
-        }
+        if whole && self.columns.iter().zip(&self.layout.kinds).all(fits) { Ok(()) } else { Err(cell::UNFIT) }
     }
 
     fn check_groups(&self, groups: &[usize]) -> Result<(), StateError> {
@@ -268,21 +283,6 @@ impl States {
             _ => Ok(()),
         }
     }
-}
-
-/// Encodes states without an envelope. The same states always give the same bytes.
-pub fn encode_states(states: &States) -> Result<Vec<u8>, ChunkError> {
-    postcard::to_stdvec(states).map_err(ChunkError::Body)
-}
-
-/// Decodes what [`encode_states`] or the UDAF made.
-///
-/// # Errors
-/// If the bytes are damaged.
-pub fn decode_states(bytes: &[u8]) -> Result<States, ChunkError> {
-    let states: States = postcard::from_bytes(bytes).map_err(ChunkError::Body)?;
-    states.check()?;
-    Ok(states)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod bad_definitions;
 mod decoding;
+mod derived;
 mod examples;
 mod expiry;
 mod preparing;

@@ -30,6 +30,12 @@ fn arguments(value: ValueType) -> &'static str {
     }
 }
 
+fn decoded(column: &ArrayRef, row: usize, value: ValueType) -> States {
+    let mut states = States::new(&layout(value));
+    states.decode_row(column.as_binary::<i32>().value(row)).unwrap();
+    states
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
 
@@ -51,7 +57,7 @@ proptest! {
             for row in 0..batch.num_rows() {
                 let series = Series::of_row(&batch.columns()[..2], row).unwrap();
                 let bucket = batch.column(2).as_primitive::<arrow::datatypes::TimestampMicrosecondType>().value(row);
-                found.insert((series, bucket), decode_states(batch.column(3).as_binary::<i32>().value(row)).unwrap());
+                found.insert((series, bucket), decoded(batch.column(3), row, value));
             }
         }
         prop_assert_eq!(found.len(), chunk.rows.len());
@@ -68,7 +74,7 @@ proptest! {
             let batches = runtime.block_on(query(&sql, &parts, value));
             match batches.iter().find(|batch| batch.num_rows() > 0) {
                 Some(batch) => {
-                    let total = decode_states(batch.column(0).as_binary::<i32>().value(0)).unwrap();
+                    let total = decoded(batch.column(0), 0, value);
                     prop_assert!(same(&total, &folded(&kept, value)), "{sql}");
                 }
                 None => prop_assert!(all.is_empty()),

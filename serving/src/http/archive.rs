@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::epochs::range;
+use super::{epochs::range, schema::SourceArchive};
 use crate::{app::App, problem::Problem, query::partitions_of};
 
 pub(super) fn routes() -> OpenApiRouter<App> {
@@ -35,7 +35,7 @@ struct PartitionFiles {
     params(("source" = String, Path, description = "Name of the source"),
         ("from" = Option<String>, Query, description = "Only files with events at or after this time"),
         ("to" = Option<String>, Query, description = "Only files with events before this time")),
-    responses((status = 200, description = "The files", body = serde_json::Value),
+    responses((status = 200, description = "The files", body = SourceArchive),
         (status = 404, description = "Unknown source")))]
 async fn files(
     State(app): State<App>,

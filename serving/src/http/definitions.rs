@@ -17,12 +17,17 @@ use lamina_metric::{Expiry, Length, Metric, Source, View};
 use serde_json::{Value, json};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use super::schema::{Defined, MetricDetail, Metrics, SourceDetail, Sources};
 use crate::{
     app::App,
-    body, instant,
+    auth::Principal,
+    body,
+    http::derived,
+    instant,
     problem::Problem,
-    query,
-    registry::{DefinitionBody, DefinitionKind, Origin, Put, RegistryError, etag_of_metric, etag_of_source},
+    registry::{
+        DefinitionBody, DefinitionKind, Origin, Put, RegistryError, etag_of_derived, etag_of_metric, etag_of_source,
+    },
 };
 
 /// Largest definition.
@@ -36,18 +41,20 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(get_source, put_source, delete_source))
 }
 
-/// Lists metrics by name.
+/// Lists metrics by name, then derived ones (`"derived": true`); to whoever may see some rows only, those that can be asked by rows.
 #[utoipa::path(get, path = "/v1/metrics", tag = "definitions",
-    responses((status = 200, description = "All metrics", body = serde_json::Value)))]
-async fn list_metrics(State(app): State<App>) -> Result<Json<Value>, Problem> {
+    responses((status = 200, description = "All metrics", body = Metrics)))]
+async fn list_metrics(State(app): State<App>, principal: Principal) -> Result<Json<Value>, Problem> {
     let catalog = app.definitions()?;
-    let metrics: Vec<Value> = catalog.metrics.values().map(|metric| summary_of_metric(&app, metric)).collect();
+    let seen = catalog.metrics.values().filter(|metric| principal.sees(metric));
+    let metrics = seen.map(|metric| summary_of_metric(&app, metric, &principal));
+    let metrics: Vec<Value> = metrics.chain(derived::summaries(&app, &catalog, &principal)).collect();
     Ok(Json(json!({"metrics": metrics})))
 }
 
 /// Lists sources by name.
 #[utoipa::path(get, path = "/v1/sources", tag = "definitions",
-    responses((status = 200, description = "All sources", body = serde_json::Value)))]
+    responses((status = 200, description = "All sources", body = Sources)))]
 async fn list_sources(State(app): State<App>) -> Result<Json<Value>, Problem> {
     let catalog = app.definitions()?;
     let sources: Vec<Value> = catalog.sources.values().map(|source| summary_of_source(&app, source)).collect();
@@ -56,14 +63,25 @@ async fn list_sources(State(app): State<App>) -> Result<Json<Value>, Problem> {
 
 /// A metric's definition, its versions and the status of its views: of each, from when on it keeps buckets by width
 /// (`retained_from`), and those of the series that a rule of expiry takes (`expired`). While a changed definition is being built, `building`
-/// has it, and the ETag is its own.
+/// has it, and the ETag is its own. Whoever may see some rows only gets no definition and no views: those name values of others.
 #[utoipa::path(get, path = "/v1/metrics/{metric}", tag = "definitions",
     params(("metric" = String, Path, description = "Name of the metric")),
-    responses((status = 200, description = "The metric; its ETag is for If-Match", body = serde_json::Value),
+    responses((status = 200, description = "The metric; its ETag is for If-Match", body = MetricDetail),
         (status = 404, description = "Unknown metric")))]
-async fn get_metric(State(app): State<App>, Path(name): Path<String>) -> Result<Response, Problem> {
+async fn get_metric(
+    State(app): State<App>,
+    principal: Principal,
+    Path(name): Path<String>,
+) -> Result<Response, Problem> {
+    if let Some(derived) = app.definitions()?.derived.get(&name) {
+        return derived::described(&app, derived, &principal);
+    }
     let metric = app.metric(&name)?;
-    let mut body = summary_of_metric(&app, &metric);
+    principal.check_sees(&metric)?;
+    let mut body = summary_of_metric(&app, &metric, &principal);
+    if principal.is_restricted() {
+        return Ok(([(header::ETAG, etag_of_metric(&metric))], Json(body)).into_response());
+    }
     body["definition"] = serde_json::to_value(&metric.definition).map_err(|error| Problem::internal(&error))?;
     let states = view_states(&app, &name).await?;
     let building = app.catalog().building.get(&name).cloned();
@@ -82,7 +100,7 @@ async fn get_metric(State(app): State<App>, Path(name): Path<String>) -> Result<
 /// A source's definition.
 #[utoipa::path(get, path = "/v1/sources/{source}", tag = "definitions",
     params(("source" = String, Path, description = "Name of the source")),
-    responses((status = 200, description = "The source; its ETag is for If-Match", body = serde_json::Value),
+    responses((status = 200, description = "The source; its ETag is for If-Match", body = SourceDetail),
         (status = 404, description = "Unknown source")))]
 async fn get_source(State(app): State<App>, Path(name): Path<String>) -> Result<Response, Problem> {
     let source = app.source(&name)?;
@@ -100,7 +118,7 @@ async fn get_source(State(app): State<App>, Path(name): Path<String>) -> Result<
         ("if-match" = Option<String>, Header, description = "Change only this ETag")),
     request_body(description = "The table below [metric.NAME], as TOML or JSON",
         content(("application/toml"), ("application/json"))),
-    responses((status = 200, description = "Changed, or equal already"), (status = 201, description = "Created"),
+    responses((status = 200, description = "Changed, or equal already", body = Defined), (status = 201, description = "Created", body = Defined),
         (status = 400, description = "The definition does not compile; `errors` lists every reason"),
         (status = 409, description = "Defined in a file"), (status = 412, description = "Changed since")))]
 async fn put_metric(app: State<App>, name: Path<String>, request: Request) -> Result<Response, Problem> {
@@ -113,7 +131,7 @@ async fn put_metric(app: State<App>, name: Path<String>, request: Request) -> Re
         ("if-match" = Option<String>, Header, description = "Change only this ETag")),
     request_body(description = "The table below [source.NAME], as TOML or JSON",
         content(("application/toml"), ("application/json"))),
-    responses((status = 200, description = "Changed, or equal already"), (status = 201, description = "Created"),
+    responses((status = 200, description = "Changed, or equal already", body = Defined), (status = 201, description = "Created", body = Defined),
         (status = 400, description = "The definition does not compile; `errors` lists every reason"),
         (status = 409, description = "Defined in a file"), (status = 412, description = "Changed since")))]
 async fn put_source(app: State<App>, name: Path<String>, request: Request) -> Result<Response, Problem> {
@@ -140,7 +158,7 @@ async fn delete_source(app: State<App>, name: Path<String>, headers: HeaderMap) 
     delete(app, DefinitionKind::Source, name, &headers).await
 }
 
-async fn put(
+pub(super) async fn put(
     State(app): State<App>,
     kind: DefinitionKind,
     Path(name): Path<String>,
@@ -149,7 +167,7 @@ async fn put(
     check_name(kind, &name)?;
     let (parts, body) = request.into_parts();
     let if_match = if_match(&parts.headers)?;
-    let body = body::read(body, MAX_DEFINITION, app.config.request_timeout).await?;
+    let body = body::read(body, MAX_DEFINITION, app.config.body_timeout).await?;
     let body = definition_body(&parts.headers, &body)?;
     let put = app.deps.registry.put(kind, &name, body, if_match).await;
     let put = put.map_err(|error| refused(kind, &name, error))?;
@@ -159,13 +177,14 @@ async fn put(
         Put::Changed => "changed",
         Put::Unchanged => "unchanged",
     };
-    let location = format!("/v1/{}s/{name}", kind.as_str());
+    let location = format!("{}/{name}", kind.path());
     let mut response =
         (status, [(header::LOCATION, location)], Json(json!({"name": name, "outcome": outcome}))).into_response();
     let catalog = app.catalog();
     let etag = match kind {
         DefinitionKind::Metric => catalog.latest(&name).map(|metric| etag_of_metric(metric)),
         DefinitionKind::Source => catalog.sources.get(&name).map(|source| etag_of_source(source)),
+        DefinitionKind::Derived => catalog.derived.get(&name).map(|derived| etag_of_derived(derived)),
     };
     if let Some(etag) = etag.and_then(|etag| etag.parse().ok()) {
         response.headers_mut().insert(header::ETAG, etag);
@@ -173,7 +192,7 @@ async fn put(
     Ok(response)
 }
 
-async fn delete(
+pub(super) async fn delete(
     State(app): State<App>,
     kind: DefinitionKind,
     Path(name): Path<String>,
@@ -225,7 +244,7 @@ fn refused(kind: DefinitionKind, name: &str, error: RegistryError) -> Problem {
     match error {
         RegistryError::NotFound => Problem::not_found(
             match kind {
-                DefinitionKind::Metric => "unknown_metric",
+                DefinitionKind::Metric | DefinitionKind::Derived => "unknown_metric",
                 DefinitionKind::Source => "unknown_source",
             },
             detail,
@@ -245,7 +264,8 @@ fn refused(kind: DefinitionKind, name: &str, error: RegistryError) -> Problem {
     }
 }
 
-fn summary_of_metric(app: &App, metric: &Metric) -> Value {
+/// A metric without its definition. Rules of expiry name values of dimensions, which are not everybody's.
+fn summary_of_metric(app: &App, metric: &Metric, principal: &Principal) -> Value {
     let dimensions = metric
         .dimensions
         .iter()
@@ -254,6 +274,7 @@ fn summary_of_metric(app: &App, metric: &Metric) -> Value {
     let expire: Vec<Value> = metric
         .expire
         .iter()
+        .filter(|_| !principal.is_restricted())
         .map(|rule| json!({"where": rule.sql, "retention": by_width(&rule.kept, length)}))
         .collect();
     json!({
@@ -262,7 +283,7 @@ fn summary_of_metric(app: &App, metric: &Metric) -> Value {
         "description": metric.description,
         "source": metric.source.name,
         "dimensions": dimensions.collect::<Vec<_>>(),
-        "aggregates": query::all_of(metric),
+        "aggregates": metric.all_asks(),
         "grain": Length(metric.grain).to_string(),
         "rollups": lengths(&metric.rollups),
         "retention": by_width(&metric.retention, length),
@@ -294,7 +315,7 @@ fn summary_of_source(app: &App, source: &Source) -> Value {
     })
 }
 
-fn read_only(app: &App, kind: DefinitionKind, name: &str) -> bool {
+pub(super) fn read_only(app: &App, kind: DefinitionKind, name: &str) -> bool {
     matches!(app.deps.registry.origin(kind, name), Some(Origin::File(_)))
 }
 

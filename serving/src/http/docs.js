@@ -30,6 +30,8 @@ function bodyFields(operation) {
 function request(method, path, form) {
   const query = new URLSearchParams();
   const options = { method: method.toUpperCase(), headers: {} };
+  const key = document.getElementById("key").value.trim();
+  if (key) options.headers.authorization = `Bearer ${key}`;
   for (const field of form.querySelectorAll("input")) {
     if (field.value === "") continue;
     if (field.dataset.in === "path") path = path.replace(`{${field.name}}`, encodeURIComponent(field.value));
@@ -94,7 +96,9 @@ function endpoint(method, path, operation) {
   });
   const summary = element("summary", {}, element("b", { textContent: method.toUpperCase() }),
     element("code", { textContent: path }), element("span", { textContent: operation.summary ?? "" }));
-  const about = element("p", { textContent: operation.description ?? "" });
+  const scopes = (operation.security ?? []).flatMap((one) => Object.values(one)).flat().join(" or ");
+  const needs = scopes ? `Needs the scope ${scopes}.` : "Open to everybody.";
+  const about = element("p", { textContent: `${operation.description ?? ""} ${needs}` });
   return element("details", {}, summary, about, answers, form, output);
 }
 

@@ -25,14 +25,15 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .route("/", get(async || Redirect::temporary("/docs")))
 }
 
-/// Serves the document of all other routes, its own included.
-pub(super) fn openapi(api: &OpenApi) -> Router<App> {
-    let mut api = api.clone();
-    let (own, own_api) = OpenApiRouter::<App>::new().routes(routes!(document)).split_for_parts();
-    drop(own);
-    api.merge(own_api);
+/// What the document says of itself.
+pub(super) fn document_of_itself() -> OpenApi {
+    OpenApiRouter::<App>::new().routes(routes!(document)).into_openapi()
+}
+
+/// Serves the document of all routes.
+pub(super) fn serve(document: serde_json::Result<String>) -> Router<App> {
     // Plain data always serialises.
-    let text = api.to_json().unwrap_or_default();
+    let text = document.unwrap_or_default();
     Router::new().route("/openapi.json", get(async move || ([(header::CONTENT_TYPE, "application/json")], text)))
 }
 

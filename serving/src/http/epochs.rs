@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use super::schema::SourceEpochs;
 use crate::{
     app::App,
     problem::Problem,
@@ -41,7 +42,7 @@ struct PartitionEpochs {
     params(("source" = String, Path, description = "Name of the source"),
         ("from" = Option<String>, Query, description = "Only epochs with events at or after this time"),
         ("to" = Option<String>, Query, description = "Only epochs with events before this time")),
-    responses((status = 200, description = "The epochs", body = serde_json::Value),
+    responses((status = 200, description = "The epochs", body = SourceEpochs),
         (status = 404, description = "Unknown source")))]
 async fn epochs(
     State(app): State<App>,

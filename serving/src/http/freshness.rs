@@ -1,6 +1,6 @@
 //! `/v1/freshness`: how far speed and batch have come, and whether that is as it should be.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use axum::{
     Json,
@@ -20,23 +20,18 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     app::App,
+    auth::Principal,
     config::FreshnessLimits,
     http::progress::{self, PartitionProgress, Progress},
     instant::{self, millis},
+    instruments,
     problem::{Problem, Report},
-    query::{encode::why, params::choice},
+    query::{meta::why, params::choice},
+    slo::{Sample, Status},
 };
 
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(freshness)).routes(routes!(freshness_of))
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-enum Status {
-    Ok,
-    Warn,
-    Breach,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -58,6 +53,30 @@ struct MetricFreshness {
     coverage_gap_ms: i64,
     /// How long everything that batch has not covered is still sure to live; null if batch covers everything.
     ttl_headroom_ms: Option<i64>,
+    slo: Slo,
+}
+
+/// The promise, and how it is kept. Burn rates are of what this process saw: 1 uses up exactly what may be late.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Slo {
+    /// How old by append time the oldest unread record may be.
+    target_ms: u64,
+    /// The part of the time for which that is to hold.
+    objective: f64,
+    /// Whether it holds now.
+    ok: bool,
+    /// Null while nothing was sampled.
+    burn_rate_1h: Option<f64>,
+    burn_rate_6h: Option<f64>,
+}
+
+impl Slo {
+    pub(super) fn of(app: &App, metric: &str, ok: bool, now: Micros) -> Self {
+        let FreshnessLimits { target, objective, .. } = app.config.freshness;
+        let burn = |hours: u64| app.history.burn_rate(metric, objective, Duration::from_secs(hours * 3_600), now);
+        let target_ms = u64::try_from(target.as_millis()).unwrap_or(u64::MAX);
+        Self { target_ms, objective, ok, burn_rate_1h: burn(1), burn_rate_6h: burn(6) }
+    }
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -79,24 +98,24 @@ struct BatchFreshness {
     next_run: Option<String>,
 }
 
-const HEADROOM: &str = "lamina_ttl_headroom_seconds";
-const STATUS: &str = "lamina_freshness_status";
-
-/// Describes what [`measure`] sets to the recorder that is installed.
-pub(super) fn describe() {
-    metrics::describe_gauge!(
-        HEADROOM,
-        metrics::Unit::Seconds,
-        "How long everything of a metric that batch has not covered is still sure to live; +Inf if batch covers everything, 0 if answers are incomplete"
-    );
-    metrics::describe_gauge!(STATUS, metrics::Unit::Count, "Freshness of a metric: 0 ok, 1 warn, 2 breach");
-}
-
 /// Sets the gauges of all metrics, as far as log and store answer.
 pub(super) async fn measure(app: &App) {
+    let limits = &app.config.freshness;
+    instruments::objective(limits.target, limits.objective);
     let Ok(catalog) = app.definitions() else { return };
     let metrics: Vec<&Metric> = catalog.metrics.values().map(|metric| &**metric).collect();
     let _ = reports(app, &metrics).await;
+}
+
+/// How fresh metrics of one source are now, for the history.
+pub(super) async fn samples(app: &App, metrics: &[&Metric]) -> Result<Vec<(String, Sample)>, Problem> {
+    let at = app.deps.clock.now();
+    let small = |ms: i64| u32::try_from(ms.max(0)).unwrap_or(u32::MAX);
+    let sample = |report: MetricFreshness| {
+        let (lag_ms, coverage_gap_ms) = (small(report.speed.lag_ms), small(report.coverage_gap_ms));
+        (report.metric, Sample { at, lag_ms, coverage_gap_ms, status: Some(report.status), fresh: report.slo.ok })
+    };
+    Ok(reports(app, metrics).await?.into_iter().map(sample).collect())
 }
 
 type Pairs = Query<Vec<(String, String)>>;
@@ -106,10 +125,11 @@ type Pairs = Query<Vec<(String, String)>>;
     params(("fail_on" = Option<String>, Query, description = "breach: answer 503 if the status is breach")),
     responses((status = 200, description = "Freshness", body = Freshness),
         (status = 503, description = "Asked to fail on a breach, and there is one", body = Freshness)))]
-async fn freshness(State(app): State<App>, Query(pairs): Pairs) -> Result<Response, Problem> {
+async fn freshness(State(app): State<App>, principal: Principal, Query(pairs): Pairs) -> Result<Response, Problem> {
     let fail = fail_on_breach(&pairs)?;
     let catalog = app.definitions()?;
-    let metrics: Vec<&Metric> = catalog.metrics.values().map(|metric| &**metric).collect();
+    let seen = catalog.metrics.values().filter(|metric| principal.sees(metric));
+    let metrics: Vec<&Metric> = seen.map(|metric| &**metric).collect();
     report(&app, &metrics, fail).await
 }
 
@@ -121,11 +141,13 @@ async fn freshness(State(app): State<App>, Query(pairs): Pairs) -> Result<Respon
         (status = 503, description = "Asked to fail on a breach, and there is one", body = Freshness)))]
 async fn freshness_of(
     State(app): State<App>,
+    principal: Principal,
     Path(metric): Path<String>,
     Query(pairs): Pairs,
 ) -> Result<Response, Problem> {
     let fail = fail_on_breach(&pairs)?;
     let metric = app.metric(&metric)?;
+    principal.check_sees(&metric)?;
     report(&app, &[&metric], fail).await
 }
 
@@ -155,7 +177,9 @@ async fn report(app: &App, metrics: &[&Metric], fail: bool) -> Result<Response, 
 async fn reports(app: &App, metrics: &[&Metric]) -> Result<Vec<MetricFreshness>, Problem> {
     let now = app.deps.clock.now();
     let schedule = jobs::load_schedule(&*app.deps.store).await?;
-    let next_run = schedule.next_run.filter(|_| schedule.paused.is_none()).map(instant::format);
+    let next_run = schedule.next_run.filter(|_| schedule.paused.is_none());
+    instruments::batch_overdue(next_run.map_or(0, |due| (now - due).max(0)));
+    let next_run = next_run.map(instant::format);
     let mut sources: BTreeMap<&str, Progress> = BTreeMap::new();
     let mut reports = Vec::with_capacity(metrics.len());
     for metric in metrics {
@@ -200,9 +224,10 @@ async fn of_metric(
     }
     verdict.judge_speed(progress, &app.config.freshness);
     let status = verdict.status.unwrap_or(Status::Ok);
-    let seconds = headroom.map_or(f64::INFINITY, |left| left as f64 / 1e3);
-    metrics::gauge!(HEADROOM, "metric" => metric.name.clone()).set(seconds);
-    metrics::gauge!(STATUS, "metric" => metric.name.clone()).set(f64::from(status as u8));
+    let lag_ms = progress.lag_ms();
+    let in_time = u128::try_from(lag_ms).is_ok_and(|lag| lag <= app.config.freshness.target.as_millis());
+    let slo = Slo::of(app, &metric.name, in_time && status != Status::Breach, now);
+    instruments::freshness(&metric.name, status, lag_ms, gap, headroom);
     let snapshot = Snapshot { now, published: published.clone(), since: metric.since, taken: progress.taken.clone() };
     Ok(MetricFreshness {
         metric: metric.name.clone(),
@@ -210,7 +235,7 @@ async fn of_metric(
         reason: verdict.reason,
         speed: SpeedFreshness {
             watermark: snapshot.watermark().map(instant::format),
-            lag_ms: progress.lag_ms(),
+            lag_ms,
             partitions: progress.partitions.clone(),
         },
         batch: BatchFreshness {
@@ -221,6 +246,7 @@ async fn of_metric(
         },
         coverage_gap_ms: gap,
         ttl_headroom_ms: headroom,
+        slo,
     })
 }
 
@@ -300,8 +326,8 @@ impl Verdict {
         if let Some(why) = &progress.refused {
             self.add(Status::Breach, || why.clone());
         }
-        for partition in progress.partitions.iter().filter(|partition| partition.is_stalled()) {
-            self.add(Status::Breach, || format!("partition {} is stalled", partition.partition));
+        for why in progress.partitions.iter().filter_map(PartitionProgress::stalled) {
+            self.add(Status::Breach, || why);
         }
         for partition in &progress.partitions {
             if let Some(left) = partition.little_retention(limits.retention_warn) {
@@ -310,12 +336,12 @@ impl Verdict {
                 self.add(Status::Warn, reason);
             }
         }
-        let lag = progress.lag_ms();
-        let over = |limit: std::time::Duration| u128::try_from(lag).is_ok_and(|lag| lag > limit.as_millis());
-        if over(limits.lag_breach) {
-            self.add(Status::Breach, || format!("the oldest unread event is {lag} ms old"));
-        } else if over(limits.lag_warn) {
-            self.add(Status::Warn, || format!("the oldest unread event is {lag} ms old"));
+        let Some(behind) = progress.furthest_behind() else { return };
+        let over = |limit: Duration| u128::try_from(progress.lag_ms()).is_ok_and(|lag| lag > limit.as_millis());
+        if over(limits.breach) {
+            self.add(Status::Breach, || behind.lateness());
+        } else if over(limits.target) {
+            self.add(Status::Warn, || behind.lateness());
         }
     }
 }

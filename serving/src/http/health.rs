@@ -11,6 +11,7 @@ use axum::{
 use serde_json::json;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use super::schema::Health;
 use crate::{
     app::App,
     http::freshness,
@@ -26,7 +27,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 
 /// Whether the process lives.
 #[utoipa::path(get, path = "/livez", tag = "operation",
-    responses((status = 200, description = "It does", body = serde_json::Value)))]
+    responses((status = 200, description = "It does", body = Health)))]
 async fn livez() -> Json<serde_json::Value> {
     Json(json!({"status": "ok"}))
 }
@@ -34,7 +35,7 @@ async fn livez() -> Json<serde_json::Value> {
 /// Whether requests can be answered: log and store are reachable, definitions are loaded. How fresh the data is does not
 /// matter here.
 #[utoipa::path(get, path = "/readyz", tag = "operation",
-    responses((status = 200, description = "They can", body = serde_json::Value),
+    responses((status = 200, description = "They can", body = Health),
         (status = 503, description = "`checks` says what failed")))]
 async fn readyz(State(app): State<App>) -> Result<Json<serde_json::Value>, Problem> {
     let (log, store) = tokio::join!(check(app.deps.log.ping()), check(app.deps.store.get("readiness", "probe")));

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     app::App,
+    auth::Principal,
     problem::Problem,
     query::calendar::{DAY, SECOND},
 };
@@ -43,14 +44,16 @@ pub(super) enum Begun {
     Done(String),
 }
 
-/// The key of a request. Keys are per principal and endpoint; without authentication there is one principal.
-pub(super) fn key(headers: &HeaderMap, endpoint: &str) -> Result<Option<String>, Problem> {
+/// The key of a request. Keys are per principal and endpoint.
+pub(super) fn key(headers: &HeaderMap, endpoint: &str, principal: &Principal) -> Result<Option<String>, Problem> {
     let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
     let key = value.to_str().map(|key| key.trim().trim_matches('"')).unwrap_or_default();
     if key.is_empty() || key.len() > MAX_KEY {
         return Err(Problem::parameter("idempotency-key", format!("1 to {MAX_KEY} printable characters, best a UUID")));
     }
-    Ok(Some(format!("{endpoint}/{key}")))
+    // A subject may hold a slash: two principals must not come to one key.
+    let who = principal.id.replace('%', "%25").replace('/', "%2F");
+    Ok(Some(format!("{endpoint}/{who}/{key}")))
 }
 
 /// Takes the key for this request, or tells what became of it.

@@ -18,6 +18,7 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
+    Config,
     app::App,
     body::{self, Packing},
     problem::Problem,
@@ -78,7 +79,7 @@ async fn ingest_events(
     let (parts, body) = request.into_parts();
     check_type(&body::media_type(&parts.headers), source.definition.format)?;
     let packing = Packing::of(&parts.headers)?;
-    let packed = body::read(body, app.config.max_body_bytes, app.config.request_timeout).await?;
+    let packed = body::read(body, app.config.max_body_bytes, app.config.body_timeout).await?;
     let (records, rejected) = split(&app, &source, packing, packed).await?;
     let topic = topic(&app, &source).await?;
     let accepted = records.len();
@@ -86,9 +87,9 @@ async fn ingest_events(
         0 => Vec::new(),
         _ => append(&app, &source, records).await?,
     };
-    metrics::counter!("lamina_ingest_events_total", "source" => source.name.clone(), "outcome" => "accepted")
+    metrics::counter!(crate::instruments::INGESTED, "source" => source.name.clone(), "outcome" => "accepted")
         .increment(accepted as u64);
-    metrics::counter!("lamina_ingest_events_total", "source" => source.name.clone(), "outcome" => "rejected")
+    metrics::counter!(crate::instruments::INGESTED, "source" => source.name.clone(), "outcome" => "rejected")
         .increment(rejected.len() as u64);
     let position = Token::of(&source.name, &topic.id, &appended).encode();
     Ok((StatusCode::ACCEPTED, Json(Ingested { accepted, rejected, position })))
@@ -135,10 +136,9 @@ async fn split(
     packed: Bytes,
 ) -> Result<(Vec<Append>, Vec<Rejected>), Problem> {
     let source = Arc::clone(source);
-    let (max_body, max_event, max_events) =
-        (app.config.max_body_bytes, app.config.max_event_bytes, app.config.max_events);
+    let Config { max_body_bytes, max_ratio, max_event_bytes, max_events, max_json_depth, .. } = app.config;
     let work = offload(move || {
-        let body = packing.unpack(packed, max_body)?;
+        let body = packing.unpack(packed, max_body_bytes, max_ratio)?;
         if at_most_events(&body) > max_events {
             let detail = format!("the body holds more than {max_events} events: send it in parts");
             return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_events", detail));
@@ -146,19 +146,28 @@ async fn split(
         let events = source.split(&body).map_err(|why| {
             Problem::new(StatusCode::BAD_REQUEST, "unreadable_body", format!("the body cannot be read: {why}"))
         })?;
-        Ok(sort(events, max_event))
+        let max_depth = (source.definition.format == Format::Json).then_some(max_json_depth);
+        Ok(sort(events, max_event_bytes, max_depth))
     });
     work.await.map_err(|error| Problem::internal(&error))?
 }
 
-/// Accepted and rejected events apart.
-fn sort(events: Vec<Result<IngestRecord, String>>, max_bytes: usize) -> (Vec<Append>, Vec<Rejected>) {
+/// Accepted and rejected events apart; those of JSON have a depth that they may not exceed.
+fn sort(
+    events: Vec<Result<IngestRecord, String>>,
+    max_bytes: usize,
+    max_depth: Option<usize>,
+) -> (Vec<Append>, Vec<Rejected>) {
     let (mut accepted, mut rejected) = (Vec::with_capacity(events.len()), Vec::new());
     for (index, event) in events.into_iter().enumerate() {
         match event {
             Ok(record) if record.payload.len() > max_bytes => {
                 let error =
                     format!("the event is {} bytes long, at most {max_bytes} are allowed", record.payload.len());
+                rejected.push(Rejected { index, error });
+            }
+            Ok(record) if max_depth.is_some_and(|most| body::is_deeper(&record.payload, most)) => {
+                let error = format!("the event is nested deeper than {}", max_depth.unwrap_or_default());
                 rejected.push(Rejected { index, error });
             }
             Ok(IngestRecord { key, payload }) => accepted.push(Append { key, payload }),

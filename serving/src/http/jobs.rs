@@ -13,12 +13,13 @@ use axum::{
 };
 use futures::{Stream, stream};
 use lamina_core::jobs::{self, Job, JobKind, JobState};
-use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
+use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{app::App, body, instant, problem::Problem, query::params::choice};
+use crate::{app::App, auth::Principal, body, instant, problem::Problem, query::params::choice};
 
 use super::idempotency::{self, Begun};
 
@@ -27,6 +28,8 @@ const MAX_JOBS: usize = 1_000;
 const DEFAULT_JOBS: usize = 100;
 /// Largest body of a request, and longest reason in it.
 pub(super) const MAX_BODY: usize = 64 << 10;
+/// Deepest nesting in it: such bodies are flat.
+const MAX_DEPTH: usize = 16;
 const MAX_REASON: usize = 1_000;
 /// How often the document of a followed job is read.
 const FOLLOW: Duration = Duration::from_millis(500);
@@ -57,7 +60,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 /// A job that was queued, and where to follow it.
 pub(super) fn accepted(job: &Job) -> Response {
     let headers = [(header::LOCATION, format!("/v1/jobs/{}", job.id)), (header::RETRY_AFTER, "1".to_owned())];
-    (StatusCode::ACCEPTED, headers, Json(to_json(job))).into_response()
+    (StatusCode::ACCEPTED, headers, Json(JobStatus::from(job))).into_response()
 }
 
 /// Queues a job for a request to `endpoint`, or finds the one that an earlier request with the same key queued.
@@ -65,10 +68,11 @@ pub(super) async fn queue(
     app: &App,
     headers: &HeaderMap,
     endpoint: &str,
+    principal: &Principal,
     body: &[u8],
     job: Job,
 ) -> Result<Response, Problem> {
-    let Some(key) = idempotency::key(headers, endpoint)? else {
+    let Some(key) = idempotency::key(headers, endpoint, principal)? else {
         jobs::create(&*app.deps.store, &job).await?;
         return Ok(accepted(&job));
     };
@@ -105,11 +109,17 @@ pub(super) fn check_json(headers: &HeaderMap) -> Result<(), Problem> {
 
 /// The object in a request's body, by default if that is empty. `holds` says what it may hold.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8], holds: &str) -> Result<T, Problem> {
+    body::check_depth(bytes, MAX_DEPTH)?;
     let bytes: &[u8] = if bytes.trim_ascii().is_empty() { b"{}" } else { bytes };
-    serde_json::from_slice(bytes).map_err(|error| {
-        let detail = format!("the body cannot be used: {error}; it is an object of {holds}");
+    let bad = |why: &dyn std::fmt::Display| {
+        let detail = format!("the body cannot be used: {why}; it is an object of {holds}");
         Problem::new(StatusCode::BAD_REQUEST, "bad_body", detail)
-    })
+    };
+    // A list would be taken for the members in their order.
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        return Err(bad(&"it is a list"));
+    }
+    serde_json::from_slice(bytes).map_err(|error| bad(&error))
 }
 
 pub(super) fn check_reason(reason: Option<&String>) -> Result<(), Problem> {
@@ -120,39 +130,93 @@ pub(super) fn check_reason(reason: Option<&String>) -> Result<(), Problem> {
 }
 
 /// A job as clients see it.
-pub(super) fn to_json(job: &Job) -> Value {
-    let time = |at: Option<i64>| at.map(instant::format);
-    let result = job.result.as_deref().map(|text| serde_json::from_str(text).unwrap_or_else(|_| Value::from(text)));
-    json!({
-        "id": job.id,
-        "kind": job.kind.as_str(),
-        "state": job.state.as_str(),
-        "progress": {
-            "stage": job.progress.stage,
-            "done": job.progress.done,
-            "total": job.progress.total,
-            "unit": job.progress.unit,
-            "rows": job.progress.rows,
-            "eta_ms": job.progress.eta_ms,
-        },
-        "created_at": instant::format(job.created_at),
-        "started_at": time(job.started_at),
-        "finished_at": time(job.finished_at),
-        "error": job.error,
-        "result": result,
-        "request": {
-            "metrics": job.request.metrics,
-            "source": job.request.source,
-            "where": job.request.erase,
-            "from": time(job.request.from),
-            "to": time(job.request.to),
-            "dry_run": job.request.dry_run,
-            "as_of": time(job.request.as_of),
-            "reason": job.request.reason,
-        },
-        "cancel_requested": job.cancel_requested,
-        "attempts": job.attempts,
-    })
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Job)]
+pub(super) struct JobStatus {
+    id: String,
+    /// scheduled, recompute, build, rollback or erase
+    kind: &'static str,
+    /// queued, running, succeeded, failed or cancelled
+    state: &'static str,
+    progress: JobProgress,
+    created_at: String,
+    started_at: Option<String>,
+    finished_at: Option<String>,
+    error: Option<String>,
+    /// What it did, by kind.
+    result: Option<Value>,
+    request: JobAsked,
+    cancel_requested: bool,
+    attempts: u32,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+struct JobProgress {
+    stage: String,
+    done: u64,
+    total: u64,
+    unit: String,
+    rows: u64,
+    eta_ms: Option<u64>,
+}
+
+/// What was asked of it.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = JobRequest)]
+struct JobAsked {
+    metrics: Vec<String>,
+    source: Option<String>,
+    #[serde(rename = "where")]
+    filter: Option<String>,
+    from: Option<String>,
+    to: Option<String>,
+    dry_run: bool,
+    as_of: Option<String>,
+    reason: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+struct Jobs {
+    jobs: Vec<JobStatus>,
+    /// Give it as `before` for the next page.
+    next: Option<String>,
+}
+
+impl From<&Job> for JobStatus {
+    fn from(job: &Job) -> Self {
+        let (job, time) = (job.clone(), |at: Option<i64>| at.map(instant::format));
+        let result = job.result.map(|text| serde_json::from_str(&text).unwrap_or_else(|_| Value::from(text)));
+        Self {
+            id: job.id,
+            kind: job.kind.as_str(),
+            state: job.state.as_str(),
+            progress: JobProgress {
+                stage: job.progress.stage,
+                done: job.progress.done,
+                total: job.progress.total,
+                unit: job.progress.unit,
+                rows: job.progress.rows,
+                eta_ms: job.progress.eta_ms,
+            },
+            created_at: instant::format(job.created_at),
+            started_at: time(job.started_at),
+            finished_at: time(job.finished_at),
+            error: job.error,
+            result,
+            request: JobAsked {
+                metrics: job.request.metrics,
+                source: job.request.source,
+                filter: job.request.erase,
+                from: time(job.request.from),
+                to: time(job.request.to),
+                dry_run: job.request.dry_run,
+                as_of: time(job.request.as_of),
+                reason: job.request.reason,
+            },
+            cancel_requested: job.cancel_requested,
+            attempts: job.attempts,
+        }
+    }
 }
 
 /// Lists jobs, the newest first.
@@ -160,12 +224,12 @@ pub(super) fn to_json(job: &Job) -> Value {
     params(
         ("state" = Option<String>, Query, description = "queued, running, succeeded, failed or cancelled"),
         ("kind" = Option<String>, Query, description = "scheduled, recompute, build, rollback or erase"),
-        ("limit" = Option<u32>, Query, description = "Most jobs; 100 if left out"),
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 1_000, description = "Most jobs; 100 if left out"),
         ("before" = Option<String>, Query, description = "Only jobs older than this id: the next page")
     ),
-    responses((status = 200, description = "Jobs", body = serde_json::Value),
+    responses((status = 200, description = "Jobs", body = Jobs),
         (status = 400, description = "A parameter cannot be used")))]
-async fn list_jobs(State(app): State<App>, Query(pairs): Query<Vec<(String, String)>>) -> Result<Json<Value>, Problem> {
+async fn list_jobs(State(app): State<App>, Query(pairs): Query<Vec<(String, String)>>) -> Result<Json<Jobs>, Problem> {
     let (mut state, mut kind, mut limit, mut before) = (None, None, DEFAULT_JOBS, None);
     for (name, value) in &pairs {
         match name.as_str() {
@@ -187,31 +251,33 @@ async fn list_jobs(State(app): State<App>, Query(pairs): Query<Vec<(String, Stri
     let all = jobs::list(&*app.deps.store).await?;
     let mut found = all.iter().rev().map(|(_, job)| job).filter(|job| matches(job));
     let page: Vec<&Job> = found.by_ref().take(limit).collect();
-    let next = found.next().and(page.last()).map(|job| job.id.as_str());
-    Ok(Json(json!({"jobs": page.iter().map(|job| to_json(job)).collect::<Vec<_>>(), "next": next})))
+    let next = found.next().and(page.last()).map(|job| job.id.clone());
+    Ok(Json(Jobs { jobs: page.into_iter().map(JobStatus::from).collect(), next }))
 }
 
 /// One job.
 #[utoipa::path(get, path = "/v1/jobs/{id}", tag = "jobs",
     params(("id" = String, Path, description = "The job's id")),
-    responses((status = 200, description = "The job", body = serde_json::Value), (status = 404, description = "Unknown job")))]
-async fn get_job(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
-    Ok(Json(to_json(&load(&app, &id).await?)))
+    responses((status = 200, description = "The job", body = JobStatus), (status = 404, description = "Unknown job")))]
+async fn get_job(State(app): State<App>, Path(id): Path<String>) -> Result<Json<JobStatus>, Problem> {
+    Ok(Json(JobStatus::from(&load(&app, &id).await?)))
 }
 
 /// Cancels a queued job, or asks a running one to stop.
 #[utoipa::path(post, path = "/v1/jobs/{id}/cancel", tag = "jobs",
     params(("id" = String, Path, description = "The job's id")),
-    responses((status = 202, description = "The job; a running one stops soon", body = serde_json::Value),
+    responses((status = 202, description = "The job; a running one stops soon", body = JobStatus),
         (status = 404, description = "Unknown job"), (status = 409, description = "It has finished")))]
-async fn cancel_job(State(app): State<App>, Path(id): Path<String>) -> Result<(StatusCode, Json<Value>), Problem> {
+async fn cancel_job(State(app): State<App>, Path(id): Path<String>) -> Result<(StatusCode, Json<JobStatus>), Problem> {
     let job = jobs::cancel(&*app.deps.store, &id, app.deps.clock.now()).await?.ok_or_else(|| unknown(&id))?;
     match job.state {
         JobState::Succeeded | JobState::Failed => {
             let detail = format!("job {id} has {} already", job.state.as_str());
             Err(Problem::new(StatusCode::CONFLICT, "finished", detail))
         }
-        JobState::Queued | JobState::Running | JobState::Cancelled => Ok((StatusCode::ACCEPTED, Json(to_json(&job)))),
+        JobState::Queued | JobState::Running | JobState::Cancelled => {
+            Ok((StatusCode::ACCEPTED, Json(JobStatus::from(&job))))
+        }
     }
 }
 
@@ -252,7 +318,9 @@ impl Follow {
         loop {
             if let Some(job) = self.next.take().filter(|job| self.seen.as_ref() != Some(job)) {
                 self.done = job.state.is_finished();
-                let event = Event::default().event(job.state.as_str()).data(to_json(&job).to_string());
+                let event = Event::default().event(job.state.as_str());
+                let data = serde_json::to_string(&JobStatus::from(&job)).unwrap_or_default();
+                let event = event.data(data);
                 self.seen = Some(job);
                 return Some(event);
             }

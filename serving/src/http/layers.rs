@@ -3,16 +3,19 @@
 use std::{any::Any, sync::Arc, time::Instant};
 
 use axum::{
-    body::Body,
+    body::{Body, HttpBody},
     extract::{MatchedPath, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Uri, header},
     middleware::Next,
     response::IntoResponse,
 };
-use uuid::Uuid;
+use lamina_core::ids::new_id;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     app::App,
+    auth::guard::AskedBy,
+    instruments,
     problem::{self, Problem},
     query::params::MAX_WAIT,
 };
@@ -21,6 +24,10 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID: usize = 128;
 /// Longest path and query string.
 const MAX_URI: usize = 16 << 10;
+
+/// Of a request: the id that its answer and every line of log about it carry.
+#[derive(Clone, Debug)]
+pub(crate) struct RequestId(pub(crate) String);
 
 /// Headers that an answer has unless its handler set them otherwise.
 const DEFAULTS: [(HeaderName, &str); 5] = [
@@ -32,16 +39,18 @@ const DEFAULTS: [(HeaderName, &str); 5] = [
 ];
 
 /// The outermost layer of ours.
-pub(crate) async fn envelope(State(app): State<App>, request: Request, next: Next) -> Response<Body> {
+pub(crate) async fn envelope(State(app): State<App>, mut request: Request, next: Next) -> Response<Body> {
     let started = Instant::now();
     let id = request_id(request.headers());
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
+    request.extensions_mut().insert(RequestId(id.clone()));
     let response = match too_long(request.uri()) {
         Some(problem) => problem.into_response(),
         None => next.run(request).await,
     };
+    let asked_by = response.extensions().get::<AskedBy>().map_or_else(String::new, |by| by.0.id.clone());
     let mut response = problem::write(response, &id).await;
     let headers = response.headers_mut();
     for (name, value) in DEFAULTS {
@@ -53,10 +62,13 @@ pub(crate) async fn envelope(State(app): State<App>, request: Request, next: Nex
     let status = response.status().as_u16();
     let elapsed = started.elapsed();
     let labels = [("method", method.as_str().to_owned()), ("route", route.clone()), ("status", status.to_string())];
-    metrics::counter!("lamina_http_requests_total", &labels).increment(1);
-    metrics::histogram!("lamina_http_request_seconds", "route" => route).record(elapsed.as_secs_f64());
+    metrics::counter!(instruments::REQUESTS, &labels).increment(1);
+    metrics::histogram!(instruments::REQUEST_TIME, "route" => route.clone()).record(elapsed.as_secs_f64());
     let ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-    tracing::info!(%method, path, status, ms, id, free = app.requests.available_permits(), "request");
+    // Before compression; of a stream nobody knows yet. The query string is left out: it holds values of dimensions.
+    let bytes = response.body().size_hint().exact();
+    let free = app.requests.available_permits();
+    tracing::info!(%method, route, path, status, ms, bytes, id, principal = asked_by, free, "request");
     response
 }
 
@@ -67,7 +79,7 @@ fn request_id(headers: &HeaderMap) -> String {
         (1..=MAX_REQUEST_ID).contains(&text.len()) && text.bytes().all(allowed)
     };
     let own = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok()).filter(harmless);
-    own.map_or_else(|| Uuid::now_v7().to_string(), str::to_owned)
+    own.map_or_else(|| new_id().to_string(), str::to_owned)
 }
 
 fn too_long(uri: &Uri) -> Option<Problem> {
@@ -78,9 +90,10 @@ fn too_long(uri: &Uri) -> Option<Problem> {
     })
 }
 
-/// Sheds load beyond the limit of concurrent requests, and ends what takes too long.
+/// Lets so many requests run and so many wait for a moment, sheds the others at once, and ends what takes too long.
 pub(crate) async fn limit(State(app): State<App>, request: Request, next: Next) -> Response<Body> {
-    let Ok(_permit) = Arc::clone(&app.requests).try_acquire_owned() else {
+    let Some(_permit) = permit(&app).await else {
+        metrics::counter!(instruments::SHED).increment(1);
         return Problem::unavailable("overloaded", "too many requests at once: send it again later").into_response();
     };
     let within = app.config.request_timeout + MAX_WAIT;
@@ -91,6 +104,15 @@ pub(crate) async fn limit(State(app): State<App>, request: Request, next: Next) 
             Problem::unavailable("timeout", detail).into_response()
         }
     }
+}
+
+async fn permit(app: &App) -> Option<OwnedSemaphorePermit> {
+    if let Ok(permit) = Arc::clone(&app.requests).try_acquire_owned() {
+        return Some(permit);
+    }
+    let _place = Arc::clone(&app.queue).try_acquire_owned().ok()?;
+    let waiting = Arc::clone(&app.requests).acquire_owned();
+    tokio::time::timeout(app.config.queue_wait, waiting).await.ok()?.ok()
 }
 
 pub(crate) async fn unknown_path(uri: Uri) -> Problem {

@@ -1,10 +1,6 @@
 //! How far speed has come with each partition of a source.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use lamina_core::{
@@ -17,7 +13,8 @@ use lamina_metric::Source;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::{app::App, instant::millis, problem::Problem, query::partitions_of};
+use super::movements::{PartitionState, Stand};
+use crate::{app::App, instant::millis, instruments, problem::Problem, query::partitions_of};
 
 /// Partitions that are asked about at once.
 const PARALLEL: usize = 16;
@@ -45,22 +42,19 @@ pub(super) struct PartitionProgress {
     state: PartitionState,
     #[serde(skip)]
     lag_ms: i64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-enum PartitionState {
-    Running,
-    /// Nothing is unread.
-    Idle,
-    /// Something is unread and nothing moves.
-    Stalled,
+    /// For how long it was seen at this position, with something unread.
+    #[serde(skip)]
+    standing_ms: i64,
 }
 
 impl Progress {
     /// Age by append time of the oldest unread record, else 0.
     pub(super) fn lag_ms(&self) -> i64 {
-        self.partitions.iter().map(|partition| partition.lag_ms).max().unwrap_or(0)
+        self.furthest_behind().map_or(0, |partition| partition.lag_ms)
+    }
+
+    pub(super) fn furthest_behind(&self) -> Option<&PartitionProgress> {
+        self.partitions.iter().max_by_key(|partition| partition.lag_ms)
     }
 }
 
@@ -73,8 +67,26 @@ impl PartitionProgress {
         }
     }
 
-    pub(super) fn is_stalled(&self) -> bool {
-        self.state == PartitionState::Stalled
+    /// What keeps it, if it is stalled.
+    pub(super) fn stalled(&self) -> Option<String> {
+        let Self { partition, position, lag_records, standing_ms, state, .. } = self;
+        (*state == PartitionState::Stalled).then(|| {
+            format!(
+                "partition {partition} is stalled: {lag_records} records from {position} on are unread, and none was \
+                 folded for {standing_ms} ms; is a speed worker running, and what does its log say?"
+            )
+        })
+    }
+
+    /// How late it is, in words.
+    pub(super) fn lateness(&self) -> String {
+        let Self { partition, state, lag_ms, .. } = self;
+        let how = match state {
+            PartitionState::CatchingUp => ", which is catching up",
+            PartitionState::Lagging => ", which is not catching up",
+            _ => "",
+        };
+        format!("the oldest unread event is {lag_ms} ms old, in partition {partition}{how}")
     }
 
     /// How much retention is left, if it is little.
@@ -114,6 +126,8 @@ pub(super) async fn of(app: &App, source: &Source, now: Micros) -> Result<Progre
     {
         partitions.iter_mut().for_each(|partition| partition.age(kept));
     }
+    let states = partitions.iter().map(|partition| partition.state);
+    instruments::partition_states(&source.name, &states.collect::<Vec<_>>());
     Ok(Progress { taken, partitions, refused })
 }
 
@@ -139,13 +153,21 @@ async fn of_partition(
     let position = marked.max(span.start);
     let lag_records = span.end.saturating_sub(position);
     let lag_ms = if lag_records == 0 { 0 } else { age_at(app, source, partition, position, now).await? };
-    let stalled = app.config.freshness.stalled;
-    let key = (source.topic.clone(), partition);
-    let state = app.movements.state(key, position, (lag_records, lag_ms), stalled, now);
+    let (key, stand) = ((source.topic.clone(), partition), Stand { position, lag_records, lag_ms });
+    let (state, standing_ms) = app.movements.look(key, stand, &app.config.freshness, now);
     // What was deleted already tells how deletion goes, whether by age or by size.
     let kept = (span.end - span.start) as f64;
     let retention_left = (lag_records > 0 && span.start > 0).then(|| (position - span.start) as f64 / kept);
-    Ok(PartitionProgress { partition, position, end: span.end, lag_records, retention_left, state, lag_ms })
+    Ok(PartitionProgress {
+        partition,
+        position,
+        end: span.end,
+        lag_records,
+        retention_left,
+        state,
+        lag_ms,
+        standing_ms,
+    })
 }
 
 /// Age by append time of the first record at or after `position`.
@@ -160,61 +182,24 @@ async fn age_at(
     Ok(records.first().map_or(0, |record| millis(now - record.appended_at).max(0)))
 }
 
-/// Since when partitions with unread records stand where they stand, as far as was looked.
-#[derive(Default)]
-pub(crate) struct Movements(Mutex<HashMap<(String, Partition), (Offset, Micros)>>);
-
-impl Movements {
-    /// A partition is stalled if its oldest unread record is old and two looks that far apart found the same position:
-    /// a partition that catches up has old records too, but moves.
-    fn state(
-        &self,
-        key: (String, Partition),
-        position: Offset,
-        (lag_records, lag_ms): (u64, i64),
-        stalled: Duration,
-        now: Micros,
-    ) -> PartitionState {
-        let mut stands = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if lag_records == 0 {
-            stands.remove(&key);
-            return PartitionState::Idle;
-        }
-        let stand = stands.entry(key).or_insert((position, now));
-        if stand.0 != position {
-            *stand = (position, now);
-        }
-        let limit = i64::try_from(stalled.as_millis()).unwrap_or(i64::MAX);
-        let standing = millis(now - stand.1);
-        if standing >= limit && lag_ms >= limit { PartitionState::Stalled } else { PartitionState::Running }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_partition_is_stalled_only_if_it_stands_while_an_old_record_is_unread() {
-        let movements = Movements::default();
-        let look = |position, lag_records, lag_ms, at_s: i64| {
-            let key = ("edits".to_owned(), 0);
-            movements.state(key, position, (lag_records, lag_ms), Duration::from_secs(30), at_s * 1_000_000)
-        };
-        assert_eq!(look(5, 0, 0, 0), PartitionState::Idle);
-        assert_eq!(look(5, 9, 1_000, 3_600), PartitionState::Running, "was idle for long, which is no stall");
-        assert_eq!(look(6, 9, 90_000, 3_640), PartitionState::Running, "catching up moves");
-        assert_eq!(look(6, 9, 110_000, 3_660), PartitionState::Running);
-        assert_eq!(look(6, 9, 120_000, 3_670), PartitionState::Stalled);
-        assert_eq!(look(7, 9, 120_000, 3_671), PartitionState::Running);
-    }
-
-    #[test]
     fn what_is_left_of_retention_is_judged_by_age_and_by_what_was_deleted() {
         let left = |lag_records, lag_ms, by_offset| {
             let (partition, position, end, state) = (0, 10, 20, PartitionState::Running);
-            let mut progress =
-                PartitionProgress { partition, position, end, lag_records, retention_left: by_offset, state, lag_ms };
+            let mut progress = PartitionProgress {
+                partition,
+                position,
+                end,
+                lag_records,
+                retention_left: by_offset,
+                state,
+                lag_ms,
+                standing_ms: 0,
+            };
             progress.age(Duration::from_secs(100));
             progress.little_retention(0.25)
         };

@@ -12,8 +12,9 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     app::App,
+    auth::Principal,
     body,
-    http::jobs::{MAX_BODY, check_json, check_reason, parse, queue},
+    http::jobs::{JobStatus, MAX_BODY, check_json, check_reason, parse, queue},
     problem::Problem,
     query::params::instant_of,
 };
@@ -27,6 +28,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 /// What to rebuild. No metric named means all, no `from` or `to` the beginning or end.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schema(as = RecomputeRequest)]
 struct Body {
     metrics: Vec<String>,
     /// One metric, instead of `metrics`.
@@ -46,17 +48,17 @@ struct Body {
 #[utoipa::path(post, path = "/v1/recomputes", tag = "jobs",
     params(("idempotency-key" = Option<String>, Header, description = "The same key within 24 hours gives the same job")),
     request_body = Body,
-    responses((status = 202, description = "The queued job; `location` is where to follow it", body = serde_json::Value),
+    responses((status = 202, description = "The queued job; `location` is where to follow it", body = JobStatus),
         (status = 400, description = "The body cannot be used"), (status = 404, description = "Unknown metric"),
         (status = 409, description = "A request with this key is under way"),
         (status = 422, description = "The key was used with another body")))]
-async fn recompute(State(app): State<App>, request: Request) -> Result<Response, Problem> {
+async fn recompute(State(app): State<App>, principal: Principal, request: Request) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     check_json(&parts.headers)?;
-    let bytes = body::read(body, MAX_BODY, app.config.request_timeout).await?;
+    let bytes = body::read(body, MAX_BODY, app.config.body_timeout).await?;
     let request = checked(&app, parse(&bytes, "metrics, metric, from, to, dry_run, reason")?)?;
     let job = Job::new(JobKind::Recompute, request, app.deps.clock.now());
-    queue(&app, &parts.headers, "recomputes", &bytes, job).await
+    queue(&app, &parts.headers, "recomputes", &principal, &bytes, job).await
 }
 
 fn checked(app: &App, body: Body) -> Result<JobRequest, Problem> {

@@ -18,8 +18,9 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     app::App,
+    auth::Principal,
     body,
-    http::jobs::{MAX_BODY, check_json, check_reason, parse, queue},
+    http::jobs::{JobStatus, MAX_BODY, check_json, check_reason, parse, queue},
     instant,
     problem::Problem,
 };
@@ -31,6 +32,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 /// What to return to. Neither named means: before the latest recompute or rollback.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schema(as = RollbackRequest)]
 struct Body {
     /// A generation, as answers name it in `meta.batch.generation`; of a metric with several views, the full view's.
     generation: Option<Generation>,
@@ -45,20 +47,25 @@ struct Body {
     params(("metric" = String, Path, description = "Name of the metric"),
         ("idempotency-key" = Option<String>, Header, description = "The same key within 24 hours gives the same job")),
     request_body = Body,
-    responses((status = 202, description = "The queued job; `location` is where to follow it", body = serde_json::Value),
+    responses((status = 202, description = "The queued job; `location` is where to follow it", body = JobStatus),
         (status = 400, description = "The body cannot be used"), (status = 404, description = "Unknown metric"),
         (status = 409, description = "Nothing that was served then is kept; `kept` lists what is")))]
-async fn rollback(State(app): State<App>, Path(name): Path<String>, request: Request) -> Result<Response, Problem> {
+async fn rollback(
+    State(app): State<App>,
+    principal: Principal,
+    Path(name): Path<String>,
+    request: Request,
+) -> Result<Response, Problem> {
     let metric = app.metric(&name)?;
     let (parts, body) = request.into_parts();
     check_json(&parts.headers)?;
-    let bytes = body::read(body, MAX_BODY, app.config.request_timeout).await?;
+    let bytes = body::read(body, MAX_BODY, app.config.body_timeout).await?;
     let asked: Body = parse(&bytes, "generation, as_of, reason")?;
     check_reason(asked.reason.as_ref())?;
     let as_of = Some(moment(&app, &metric, &asked).await?);
     let request = JobRequest { metrics: vec![name.clone()], as_of, reason: asked.reason, ..JobRequest::default() };
     let job = Job::new(JobKind::Rollback, request, app.deps.clock.now());
-    queue(&app, &parts.headers, &format!("rollback/{name}"), &bytes, job).await
+    queue(&app, &parts.headers, &format!("rollback/{name}"), &principal, &bytes, job).await
 }
 
 /// The moment to return to, by which every view finds its own generation.

@@ -13,7 +13,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     app::App,
     body,
-    http::jobs::{MAX_BODY, accepted, check_reason, parse},
+    http::jobs::{JobStatus, MAX_BODY, accepted, check_reason, parse},
     instant,
     problem::Problem,
 };
@@ -73,16 +73,17 @@ async fn get_schedule(State(app): State<App>) -> Result<Json<Schedule>, Problem>
 
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schema(as = PauseRequest)]
 struct Reason {
     reason: Option<String>,
 }
 
 /// Pauses the schedule: nothing is queued until it is resumed. A run under way goes on.
-#[utoipa::path(post, path = "/v1/schedule/pause", tag = "jobs", request_body = Reason,
+#[utoipa::path(post, path = "/v1/schedule/pause", operation_id = "pause_schedule", tag = "jobs", request_body = Reason,
     responses((status = 200, description = "The paused schedule", body = Schedule),
         (status = 400, description = "The body cannot be used")))]
 async fn pause(State(app): State<App>, request: Request) -> Result<Json<Schedule>, Problem> {
-    let bytes = body::read(request.into_body(), MAX_BODY, app.config.request_timeout).await?;
+    let bytes = body::read(request.into_body(), MAX_BODY, app.config.body_timeout).await?;
     let Reason { reason } = parse(&bytes, "reason")?;
     check_reason(reason.as_ref())?;
     let since = app.deps.clock.now();
@@ -95,15 +96,15 @@ async fn pause(State(app): State<App>, request: Request) -> Result<Json<Schedule
 }
 
 /// Resumes the schedule. A run that fell due meanwhile is made at once, and only once.
-#[utoipa::path(post, path = "/v1/schedule/resume", tag = "jobs",
+#[utoipa::path(post, path = "/v1/schedule/resume", operation_id = "resume_schedule", tag = "jobs",
     responses((status = 200, description = "The schedule", body = Schedule)))]
 async fn resume(State(app): State<App>) -> Result<Json<Schedule>, Problem> {
     Ok(Json(jobs::update_schedule(&*app.deps.store, |state| state.paused = None).await?.into()))
 }
 
 /// Runs what the schedule runs, now, paused or not. While such a run waits or is under way, that one is answered.
-#[utoipa::path(post, path = "/v1/schedule/run", tag = "jobs",
-    responses((status = 202, description = "The job; `location` is where to follow it", body = serde_json::Value)))]
+#[utoipa::path(post, path = "/v1/schedule/run", operation_id = "run_schedule", tag = "jobs",
+    responses((status = 202, description = "The job; `location` is where to follow it", body = JobStatus)))]
 async fn run(State(app): State<App>) -> Result<Response, Problem> {
     let job = jobs::queue_scheduled(&*app.deps.store, app.deps.clock.now()).await?;
     Ok(accepted(&job))

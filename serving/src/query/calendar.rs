@@ -243,13 +243,43 @@ fn local_day_start(zone: Tz, step: Step, at: Micros) -> Micros {
 
 /// The first instant of a local day, which is not midnight where that does not exist.
 fn first_instant(zone: Tz, day: i64) -> Micros {
-    let midnight = naive(day * DAY);
-    match zone.from_local_datetime(&midnight) {
+    first_at(zone, day * DAY)
+}
+
+/// The first instant at which clocks show this time, or at which they have jumped over it.
+fn first_at(zone: Tz, wall: Micros) -> Micros {
+    let local = naive(wall);
+    match zone.from_local_datetime(&local) {
         MappedLocalTime::Single(at) | MappedLocalTime::Ambiguous(at, _) => at.timestamp_micros(),
-        MappedLocalTime::None => match GapInfo::new(&midnight, &zone).and_then(|gap| gap.end) {
+        MappedLocalTime::None => match GapInfo::new(&local, &zone).and_then(|gap| gap.end) {
             Some(end) => end.timestamp_micros(),
-            None => day * DAY - offset_at(zone, day * DAY),
+            None => wall - offset_at(zone, wall),
         },
+    }
+}
+
+/// The same moment of the calendar a period earlier. Whole days, weeks and months are those of the zone if there is one:
+/// the clock shows the same, however many hours lie between.
+pub(crate) fn earlier(at: Micros, period: Step, zone: Option<Tz>) -> Micros {
+    match zone {
+        Some(zone) if period.unit() % DAY == 0 => {
+            first_at(zone, wall_earlier(at.saturating_add(offset_at(zone, at)), period))
+        }
+        _ => wall_earlier(at, period),
+    }
+}
+
+fn wall_earlier(at: Micros, period: Step) -> Micros {
+    match period {
+        Step::Fixed(length) => at.saturating_sub(length),
+        Step::Weeks(n) => at.saturating_sub(7 * n * DAY),
+        Step::Months(n) => {
+            let (day, rest) = (at.div_euclid(DAY), at.rem_euclid(DAY));
+            let month = month_of(day);
+            let (within, first) = (day - first_of_month(month), first_of_month(month - n));
+            // The 31st of a shorter month is its last day.
+            (first + within.min(first_of_month(month - n + 1) - first - 1)) * DAY + rest
+        }
     }
 }
 

@@ -64,6 +64,21 @@ fn stored_buckets_hit_local_ones_only_where_offsets_allow() {
     assert!(!hit(kolkata, 3600) && hit(kolkata, 1800), "half an hour off");
 }
 
+#[test]
+fn earlier_is_by_the_calendar_of_the_zone() {
+    let day = Step::Fixed(DAY);
+    let text = |at: Micros| naive(at).format("%Y-%m-%dT%H:%M").to_string();
+    let of = |time: &str, period, zone| text(earlier(at(time), period, zone));
+    // The night before had an hour less: 23 hours lie between the two midnights.
+    assert_eq!(of("2024-03-31T22:00:00Z", day, Some(BERLIN)), "2024-03-30T23:00");
+    assert_eq!(of("2024-03-31T22:00:00Z", day, None), "2024-03-30T22:00");
+    assert_eq!(of("2024-03-31T22:00:00Z", Step::Fixed(3_600 * SECOND), Some(BERLIN)), "2024-03-31T21:00");
+    assert_eq!(of("2024-04-01T00:30:00Z", day, Some(BERLIN)), "2024-03-31T01:00", "02:30 did not exist");
+    assert_eq!(of("2024-04-03T22:00:00Z", Step::Weeks(1), Some(BERLIN)), "2024-03-27T23:00");
+    assert_eq!(of("2024-03-31T12:00:00Z", Step::Months(1), None), "2024-02-29T12:00");
+    assert_eq!(of("2024-01-01T00:00:00Z", Step::Months(12), None), "2023-01-01T00:00");
+}
+
 fn zones() -> impl Strategy<Value = Tz> {
     prop::sample::select(vec![
         BERLIN,

@@ -1,131 +1,100 @@
 //! An answer as JSON, with keys in the order of the contract.
 
-use std::{collections::BTreeMap, ops::Range};
-
-use lamina_core::{
-    Cut, Micros, Offset, Partition,
-    snapshot::{Missing, MissingBecause},
-};
-use lamina_metric::{Answer, Approximate, Ask, DimensionValue, Numbers};
+use lamina_metric::{Answer, DimensionValue, Numbers};
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
 use crate::{
     instant,
-    query::table::{Point, Row},
+    query::{
+        Document,
+        meta::Meta,
+        question::{Column, Question},
+        table::{Point, Row},
+    },
 };
 
-/// A whole answer.
+/// A whole answer, or a page of one.
 pub(crate) struct Body<'a> {
-    pub(crate) metric: &'a str,
-    pub(crate) version: u32,
-    pub(crate) range: Range<Micros>,
-    pub(crate) step: Option<&'a str>,
-    pub(crate) zone: Option<&'a str>,
-    pub(crate) group_by: &'a [String],
-    pub(crate) asks: &'a [Ask],
-    pub(crate) numbers: Numbers,
-    pub(crate) series: &'a [Row],
-    pub(crate) meta: Meta,
+    pub(crate) document: &'a Document,
+    pub(crate) rows: &'a [Row],
+    pub(crate) meta: &'a Meta,
+    /// Of a page: where the next one begins, if there is one.
+    pub(crate) next: Option<Option<&'a str>>,
 }
 
-/// What proves the answer.
-#[derive(Serialize)]
-pub(crate) struct Meta {
-    pub(crate) complete: bool,
-    pub(crate) missing: Vec<MissingRange>,
-    pub(crate) batch: BatchMeta,
-    pub(crate) speed: SpeedMeta,
-    pub(crate) approximate: BTreeMap<String, Approximate>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) retained_from: Option<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) expired: Vec<Expired>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) overflow: Option<Overflow>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) truncated: Option<bool>,
-}
+impl Body<'_> {
+    /// What stands before the series.
+    fn head<M: SerializeMap>(&self, map: &mut M) -> Result<(), M::Error> {
+        let Question { subject, params, range, .. } = &self.document.question;
+        map.serialize_entry("metric", subject.name())?;
+        map.serialize_entry("version", &subject.version())?;
+        map.serialize_entry("from", &instant::format(range.start))?;
+        map.serialize_entry("to", &instant::format(range.end))?;
+        map.serialize_entry("step", &params.step.as_ref().map(|(_, text)| text.as_str()))?;
+        if let Some(zone) = params.zone {
+            map.serialize_entry("tz", zone.name())?;
+        }
+        Ok(())
+    }
 
-/// A rule of expiry that reaches into the range.
-#[derive(Serialize)]
-pub(crate) struct Expired {
-    #[serde(rename = "where")]
-    pub(crate) filter: String,
-    /// Where buckets of the series that match it begin.
-    pub(crate) retained_from: String,
-}
+    fn tail<M: SerializeMap>(&self, map: &mut M) -> Result<(), M::Error> {
+        map.serialize_entry("meta", self.meta)?;
+        if let Some(next) = &self.next {
+            map.serialize_entry("next_page_token", next)?;
+        }
+        Ok(())
+    }
 
-/// A range of the log that the answer does not fold.
-#[derive(Serialize)]
-pub(crate) struct MissingRange {
-    partition: Partition,
-    from: Offset,
-    to: Offset,
-    why: &'static str,
-}
+    pub(crate) fn points(&self) -> usize {
+        self.rows.iter().map(|row| row.points.len()).sum()
+    }
 
-#[derive(Serialize)]
-pub(crate) struct BatchMeta {
-    pub(crate) generation: u64,
-    pub(crate) through: Option<String>,
-    pub(crate) cut: BTreeMap<Partition, Offset>,
-    /// Of a table.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) scanned: Option<Scanned>,
-}
+    pub(crate) fn columns(&self) -> &[Column] {
+        &self.document.question.columns
+    }
 
-/// Between when and when a table was scanned: what was written before is in, what was written after is not, and of what was
-/// written meanwhile each row may be.
-#[derive(Serialize)]
-pub(crate) struct Scanned {
-    pub(crate) from: String,
-    pub(crate) to: String,
-}
+    pub(crate) fn numbers(&self) -> Numbers {
+        self.document.question.params.numbers
+    }
 
-#[derive(Serialize)]
-pub(crate) struct SpeedMeta {
-    pub(crate) watermark: Option<String>,
-    pub(crate) positions: BTreeMap<Partition, Offset>,
-}
-
-/// Events that a view's cap left without their own series.
-#[derive(Serialize)]
-pub(crate) struct Overflow {
-    pub(crate) events: u64,
-}
-
-impl From<&Missing> for MissingRange {
-    fn from(missing: &Missing) -> Self {
-        Self { partition: missing.partition, from: missing.from, to: missing.to, why: why(missing.why) }
+    pub(crate) fn group_by(&self) -> &[String] {
+        &self.document.question.params.group_by
     }
 }
 
-pub(crate) fn why(because: MissingBecause) -> &'static str {
-    match because {
-        MissingBecause::NotBuilt => "not_built",
-        MissingBecause::Expired => "expired",
-        MissingBecause::Lost => "lost",
+/// All but the series.
+pub(crate) struct Frame<'a>(pub(crate) &'a Body<'a>, pub(crate) Option<usize>);
+
+impl Serialize for Frame<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        if let Some(rows) = self.1 {
+            map.serialize_entry("rows", &rows)?;
+        }
+        self.0.head(&mut map)?;
+        self.0.tail(&mut map)?;
+        map.end()
     }
 }
 
-/// A cut, its partitions in numerical order as far as JSON readers keep it.
-pub(crate) fn cut(cut: &Cut) -> BTreeMap<Partition, Offset> {
-    cut.iter().collect()
+/// A point with its dimensions.
+pub(crate) struct Line<'a>(pub(crate) &'a Body<'a>, pub(crate) &'a Row, pub(crate) &'a Point);
+
+impl Serialize for Line<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("dimensions", &Dimensions(self.0, &self.1.values))?;
+        point(self.0, self.2, &mut map)?;
+        map.end()
+    }
 }
 
 impl Serialize for Body<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("metric", self.metric)?;
-        map.serialize_entry("version", &self.version)?;
-        map.serialize_entry("from", &instant::format(self.range.start))?;
-        map.serialize_entry("to", &instant::format(self.range.end))?;
-        map.serialize_entry("step", &self.step)?;
-        if let Some(zone) = self.zone {
-            map.serialize_entry("tz", zone)?;
-        }
+        self.head(&mut map)?;
         map.serialize_entry("series", &AllSeries(self))?;
-        map.serialize_entry("meta", &self.meta)?;
+        self.tail(&mut map)?;
         map.end()
     }
 }
@@ -138,7 +107,7 @@ struct OnePoint<'a>(&'a Body<'a>, &'a Point);
 
 impl Serialize for AllSeries<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0.series.iter().map(|row| OneSeries(self.0, row)))
+        serializer.collect_seq(self.0.rows.iter().map(|row| OneSeries(self.0, row)))
     }
 }
 
@@ -154,9 +123,9 @@ impl Serialize for OneSeries<'_> {
 impl Serialize for Dimensions<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(self.1.len()))?;
-        for (name, value) in self.0.group_by.iter().zip(self.1) {
+        for (name, value) in self.0.group_by().iter().zip(self.1) {
             let value = match value {
-                DimensionValue::Int(value) => Answer::Int(i128::from(*value)).to_json(self.0.numbers),
+                DimensionValue::Int(value) => Answer::Int(i128::from(*value)).to_json(self.0.numbers()),
                 other => other.to_json(),
             };
             map.serialize_entry(name, &value)?;
@@ -174,10 +143,15 @@ impl Serialize for Points<'_> {
 impl Serialize for OnePoint<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(self.1.answers.len() + 1))?;
-        map.serialize_entry("start", &instant::format(self.1.start))?;
-        for (ask, answer) in self.0.asks.iter().zip(&self.1.answers) {
-            map.serialize_entry(ask.name(), &answer.to_json(self.0.numbers))?;
-        }
+        point(self.0, self.1, &mut map)?;
         map.end()
     }
+}
+
+fn point<M: SerializeMap>(body: &Body<'_>, point: &Point, map: &mut M) -> Result<(), M::Error> {
+    map.serialize_entry("start", &instant::format(point.start))?;
+    for (column, answer) in body.columns().iter().zip(&point.answers) {
+        map.serialize_entry(&column.name, &answer.to_json(body.numbers()))?;
+    }
+    Ok(())
 }

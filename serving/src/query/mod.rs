@@ -1,101 +1,220 @@
-//! Queries: parameters → plan → read → merge → table → JSON.
+//! Queries: parameters → question → plan → read → merge → table → a format.
 //!
 //! # Invariants
 //! - An answer is the fold of one prefix of the log per partition: exactly `meta.speed.positions`.
 //! - What cannot be proven complete says so; a chunk that should be there and is not is an error, never emptiness.
 
+mod arrow;
 pub(crate) mod calendar;
-pub(crate) mod encode;
+mod compare;
+mod csv;
+mod encode;
 mod fill;
+pub(crate) mod format;
 mod merge;
+pub(crate) mod meta;
+pub(crate) mod page;
 pub(crate) mod params;
 mod plan;
+mod question;
 mod read;
+pub(crate) mod schema;
 mod table;
+pub(crate) mod validator;
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use lamina_core::{Published, offload::offload};
+use lamina_core::{Micros, offload::offload};
+use lamina_metric::{Answer, Metric};
 
 use self::{
-    encode::{BatchMeta, Body, Expired, Meta, Overflow, Scanned, SpeedMeta},
-    merge::Read,
-    params::Layer,
-    plan::Plan,
+    encode::Body,
+    format::Format,
+    meta::{Meta, PageMeta},
+    question::Question,
+    read::PartRead,
+    table::{Operand, Row},
+    validator::Validator,
 };
-pub(crate) use self::{params::Params, plan::all_of, read::partitions_of};
-use crate::{app::App, instant, problem::Problem};
+pub(crate) use self::{
+    merge::{Merged, MergedSeries},
+    params::Params,
+    question::Subject,
+    read::partitions_of,
+};
+use crate::{app::App, problem::Problem, token::Token};
 
-/// Answers a query of a metric with the bytes of a JSON body.
-pub(crate) async fn answer(app: &App, metric: &str, params: Params) -> Result<Vec<u8>, Problem> {
-    let metric = app.metric(metric)?;
-    let (plan, read) = read::read(app, &metric, &params).await?;
-    // Merging and encoding may take a while; other requests go on meanwhile.
-    let work = offload(move || encoded(&plan, &read, &params));
+/// A whole answer before it is written in some format.
+#[derive(Debug)]
+pub(crate) struct Document {
+    pub(crate) question: Question,
+    pub(crate) rows: Vec<Row>,
+    pub(crate) meta: Meta,
+    /// The prefix of each source's log that it folds.
+    pub(crate) positions: Vec<Token>,
+    /// `None` if nothing short of reading everything again tells whether it still stands.
+    pub(crate) validator: Option<Validator>,
+    /// Of the question without its page.
+    pub(crate) query: u128,
+    /// Of what it folds.
+    pub(crate) prefix: u128,
+}
+
+/// An answer in some format.
+#[derive(Debug)]
+pub(crate) struct Written {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) complete: bool,
+    /// The proof as a line of JSON.
+    pub(crate) meta: String,
+    /// Of a page that is not the last.
+    pub(crate) next: Option<String>,
+}
+
+impl Document {
+    pub(crate) fn points(&self) -> usize {
+        self.rows.iter().map(|row| row.points.len()).sum()
+    }
+
+    /// About how much memory its rows take.
+    pub(crate) fn bytes(&self) -> usize {
+        let answers = self.question.columns.len() * size_of::<Answer>();
+        let series = self.rows.len() * 200;
+        let lists = |answer: &Answer| match answer {
+            Answer::Top(items) => items.iter().map(|item| size_of_val(item) + item.value.len()).sum(),
+            _ => 0,
+        };
+        let points = self.rows.iter().flat_map(|row| &row.points);
+        series + self.points() * (answers + 48) + points.flat_map(|point| &point.answers).map(lists).sum::<usize>()
+    }
+
+    /// All of it.
+    pub(crate) fn write(&self, format: Format) -> Result<Written, Problem> {
+        self.written(format, &self.rows, &self.meta, None)
+    }
+
+    fn written(
+        &self,
+        format: Format,
+        rows: &[Row],
+        meta: &Meta,
+        next: Option<Option<&str>>,
+    ) -> Result<Written, Problem> {
+        let body = Body { document: self, rows, meta, next };
+        let bytes = match format {
+            Format::Json => serde_json::to_vec(&body).map_err(|error| Problem::internal(&error))?,
+            Format::Ndjson => format::ndjson(&body)?,
+            Format::Csv => csv::csv(&body),
+            Format::Arrow => arrow::stream(&body)?,
+        };
+        let text = serde_json::to_string(meta).map_err(|error| Problem::internal(&error))?;
+        Ok(Written { bytes, complete: meta.complete, meta: text, next: next.flatten().map(str::to_owned) })
+    }
+}
+
+/// Answers a question in a format, or a page of the answer.
+pub(crate) async fn answer(
+    app: &App,
+    question: Question,
+    format: Format,
+) -> Result<(Written, Option<String>), Problem> {
+    let Some(page) = question.params.page.clone() else {
+        let document = evaluate(app, question).await?;
+        let tag = document.validator.as_ref().map(|validator| validator.tag(format));
+        // Encoding may take a while; other requests go on meanwhile.
+        let written = offload(move || document.write(format)).await;
+        return Ok((written.map_err(|error| Problem::internal(&error))??, tag));
+    };
+    let query = question.fingerprint();
+    if page.after.as_ref().is_some_and(|token| token.query != query) {
+        return Err(Problem::parameter("page_token", "is of another query: give the parameters of the first page"));
+    }
+    let kept = match &page.after {
+        Some(token) => app.pages.find(token).await,
+        None => None,
+    };
+    let document = match kept {
+        Some(document) => document,
+        None => Arc::new(evaluate(app, question).await?),
+    };
+    let same_prefix = page.after.as_ref().is_none_or(|token| token.prefix == document.prefix);
+    let (rows, next) = app.pages.cut(&document, page.after.as_ref(), page.size).await;
+    let meta = Meta { page: Some(PageMeta { same_prefix }), ..document.meta.clone() };
+    let written = offload(move || document.written(format, &rows, &meta, Some(next.as_deref()))).await;
+    Ok((written.map_err(|error| Problem::internal(&error))??, None))
+}
+
+/// The question of parameters. Of a later page the range is that of the first.
+pub(crate) fn question(app: &App, subject: Subject, params: &Params) -> Result<Question, Problem> {
+    let ended = params.page.as_ref().and_then(|page| page.after.as_ref()).map(|token| token.to);
+    let now: Micros = ended.unwrap_or_else(|| app.deps.clock.now());
+    Question::of(subject, params, now)
+}
+
+/// Reads and merges, through the one plan of each part.
+pub(crate) async fn evaluate(app: &App, question: Question) -> Result<Document, Problem> {
+    let parts = read::read(app, &question).await?;
+    // Merging may take a while; other requests go on meanwhile.
+    offload(move || document(question, &parts)).await.map_err(|error| Problem::internal(&error))?
+}
+
+/// Merged states of one metric, with what proves them.
+pub(crate) struct Merging {
+    pub(crate) merged: Merged,
+    pub(crate) meta: Meta,
+}
+
+/// The states that answer a query of a metric, for interfaces that make rows of them in their own way: not ordered, not
+/// limited, not filled.
+pub(crate) async fn merged(app: &App, metric: &Arc<Metric>, params: &Params) -> Result<Merging, Problem> {
+    let question = question(app, Subject::Metric(Arc::clone(metric)), params)?;
+    let parts = read::read(app, &question).await?;
+    let work = offload(move || {
+        let [PartRead { plan, read, .. }] = &*parts else {
+            return Err(Problem::internal(&"a metric is one part of a question"));
+        };
+        let merged = merge::merge(plan, read, question.params.layer)?;
+        let meta = meta::meta(&question, &parts, &[merged.overflow], false);
+        Ok(Merging { merged, meta })
+    });
     work.await.map_err(|error| Problem::internal(&error))?
 }
 
-fn encoded(plan: &Plan, read: &Read, params: &Params) -> Result<Vec<u8>, Problem> {
-    let merged = merge::merge(plan, read, params.layer)?;
-    let overflow = merged.overflow;
-    let table = table::table(plan, merged, params.limit, params.fill)?;
-    let mut meta = meta(plan, read, params.layer);
-    if overflow > 0 {
-        // Whether the filter would take them is not known.
-        meta.complete &= plan.filter.is_none();
-        meta.overflow = Some(Overflow { events: overflow });
-    }
-    meta.truncated = params.limit.map(|_| table.truncated);
-    let body = Body {
-        metric: &plan.metric.name,
-        version: plan.metric.version,
-        range: plan.range.clone(),
-        step: params.step.as_ref().map(|(_, text)| text.as_str()),
-        zone: params.zone.map(|zone| zone.name()),
-        group_by: &plan.group_by,
-        asks: &plan.asks,
-        numbers: params.numbers,
-        series: &table.series,
-        meta,
+fn document(question: Question, parts: &[PartRead]) -> Result<Document, Problem> {
+    let merged = parts.iter().map(|PartRead { plan, read, .. }| {
+        Ok(Operand { plan, merged: merge::merge(plan, read, question.params.layer)? })
+    });
+    let operands = merged.collect::<Result<Vec<_>, Problem>>()?;
+    let table = table::table(&question, &operands)?;
+    let overflow: Vec<u64> = operands.iter().map(|operand| operand.merged.overflow).collect();
+    let token = |part: &PartRead| {
+        let (source, positions) = (part.plan.metric.source.name.clone(), part.read.snapshot.positions());
+        Token { source, topic_id: part.log.topic_id().to_owned(), positions }
     };
-    serde_json::to_vec(&body).map_err(|error| Problem::internal(&error))
+    let mut positions: Vec<Token> = parts.iter().map(token).collect();
+    positions.dedup();
+    Ok(Document {
+        meta: meta::meta(&question, parts, &overflow, table.truncated),
+        validator: Validator::of(&question, parts),
+        prefix: validator::prefix(parts),
+        query: question.fingerprint(),
+        rows: table.series,
+        positions,
+        question,
+    })
 }
 
-/// What proves the answer. The batch layer alone folds what batch has come to, and cannot miss what speed lacks beyond.
-fn meta(plan: &Plan, read: &Read, layer: Layer) -> Meta {
-    let snapshot = &read.snapshot;
-    let mut missing = snapshot.missing();
-    let cut = encode::cut(&snapshot.published.cut);
-    let mut positions = snapshot.positions();
-    if layer == Layer::Batch {
-        let through = merge::through(read);
-        missing.retain(|range| range.from < through.at(range.partition));
-        for (partition, position) in &mut positions {
-            *position = through.at(*partition);
-        }
+/// Whether an answer with one of these tags still stands, as far as that is seen without reading everything.
+pub(crate) async fn still_stands(
+    app: &App,
+    question: &Question,
+    format: Format,
+    tags: &[String],
+) -> Result<Option<String>, Problem> {
+    if tags.is_empty() || question.params.page.is_some() || !question.params.at_least.is_empty() {
+        return Ok(None);
     }
-    let approximate = plan.asks.iter().filter_map(|ask| Some((ask.name().to_owned(), ask.approximate()?)));
-    let Published { generation, stamp, at, through, .. } = &snapshot.published;
-    let scanned = (*generation > 0).then(|| Scanned { from: instant::format(*stamp), to: instant::format(*at) });
-    let is_table = plan.metric.source.table.is_some();
-    Meta {
-        // Of a table there is nothing but the latest scan.
-        complete: missing.is_empty() && (!is_table || *generation > 0),
-        missing: missing.iter().map(Into::into).collect(),
-        batch: BatchMeta {
-            generation: *generation,
-            through: through.map(instant::format),
-            cut,
-            scanned: scanned.filter(|_| is_table),
-        },
-        speed: SpeedMeta { watermark: snapshot.watermark().map(instant::format), positions },
-        approximate: approximate.collect::<BTreeMap<_, _>>(),
-        retained_from: plan.retained_from.map(instant::format),
-        expired: plan
-            .cut_by()
-            .map(|(rule, from)| Expired { filter: rule.sql.clone(), retained_from: instant::format(from) })
-            .collect(),
-        overflow: None,
-        truncated: None,
-    }
+    let Some(parts) = read::peek(app, question).await? else { return Ok(None) };
+    let tag = Validator::of(question, &parts).map(|validator| validator.tag(format));
+    Ok(tag.filter(|tag| tags.contains(tag)))
 }

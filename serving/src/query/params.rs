@@ -1,15 +1,22 @@
 //! The parameters of a query as a client writes them, checked one by one.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, ops::Range, time::Duration};
 
 use chrono_tz::Tz;
 use lamina_core::Micros;
 use lamina_metric::Numbers;
+use utoipa::ToSchema;
 
-use crate::{instant, problem::Problem, query::calendar::Step, token::Token};
+use crate::{
+    auth::{Principal, Rows},
+    instant,
+    problem::Problem,
+    query::{calendar::Step, page::PageToken},
+    token::Token,
+};
 
 /// Every parameter there is; others are refused, so that a misspelt one is not silently ignored.
-pub(crate) const NAMES: [&str; 15] = [
+pub(crate) const NAMES: [&str; 18] = [
     "from",
     "to",
     "step",
@@ -25,6 +32,9 @@ pub(crate) const NAMES: [&str; 15] = [
     "wait",
     "align",
     "numbers",
+    "compare",
+    "page_size",
+    "page_token",
 ];
 const MAX_AGGREGATES: usize = 64;
 const MAX_DIMENSIONS: usize = 64;
@@ -32,9 +42,11 @@ const MAX_TOKENS: usize = 64;
 pub(crate) const MAX_WAIT: Duration = Duration::from_secs(60);
 const DEFAULT_WAIT: Duration = Duration::from_secs(5);
 pub(crate) const MAX_SERIES: usize = 10_000;
+pub(crate) const MAX_PAGE: usize = 100_000;
 
 /// Which views answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ToSchema)]
+#[schema(rename_all = "lowercase")]
 pub(crate) enum Layer {
     Merged,
     Batch,
@@ -42,7 +54,8 @@ pub(crate) enum Layer {
 }
 
 /// What stands where nothing was counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ToSchema)]
+#[schema(rename_all = "lowercase")]
 pub(crate) enum Fill {
     Null,
     Zero,
@@ -57,6 +70,15 @@ pub(crate) struct OrderBy {
     pub(crate) descending: bool,
 }
 
+/// Part of a long answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Page {
+    /// Most points.
+    pub(crate) size: usize,
+    /// What the page before answered; the first page has none.
+    pub(crate) after: Option<PageToken>,
+}
+
 /// A query, checked as far as that goes without knowing the metric.
 #[derive(Clone, Debug)]
 pub(crate) struct Params {
@@ -68,6 +90,8 @@ pub(crate) struct Params {
     pub(crate) aggregates: Vec<String>,
     pub(crate) group_by: Vec<String>,
     pub(crate) filter: Option<String>,
+    /// Rules over rows of whoever asks, which hold whatever the filter says.
+    pub(crate) rows: Rows,
     pub(crate) layer: Layer,
     pub(crate) order_by: Vec<OrderBy>,
     pub(crate) limit: Option<usize>,
@@ -78,10 +102,14 @@ pub(crate) struct Params {
     /// Refuse what would have to be widened.
     pub(crate) strict: bool,
     pub(crate) numbers: Numbers,
+    /// The period earlier whose values stand beside.
+    pub(crate) compare: Option<(Step, String)>,
+    pub(crate) page: Option<Page>,
 }
 
 impl Params {
-    pub(crate) fn parse(pairs: &[(String, String)]) -> Result<Self, Problem> {
+    /// Of a query that this principal asks.
+    pub(crate) fn parse(pairs: &[(String, String)], principal: &Principal) -> Result<Self, Problem> {
         let mut once: HashMap<&str, &str> = HashMap::new();
         let mut at_least = Vec::new();
         for (name, value) in pairs {
@@ -100,10 +128,11 @@ impl Params {
         let params = Self {
             from,
             to: time("to")?,
-            step: text("step").map(step).transpose()?,
+            step: text("step").map(|text| length("step", text)).transpose()?,
             aggregates: names("aggregate", text("aggregate"), MAX_AGGREGATES)?,
             group_by: names("group_by", text("group_by"), MAX_DIMENSIONS)?,
             filter: text("where").map(str::to_owned),
+            rows: principal.rows.clone(),
             layer: choice("layer", text("layer"), LAYERS)?.unwrap_or(Layer::Merged),
             order_by: order_by(text("order_by"))?,
             limit: text("limit").map(limit).transpose()?,
@@ -113,10 +142,44 @@ impl Params {
             wait: text("wait").map_or(Ok(DEFAULT_WAIT), wait)?,
             strict: choice("align", text("align"), &[("widen", false), ("strict", true)])?.unwrap_or(false),
             numbers: choice("numbers", text("numbers"), NUMBERS)?.unwrap_or_default(),
+            compare: text("compare").map(|text| length("compare", text)).transpose()?,
+            page: page(text("page_size"), text("page_token"))?,
         };
         match params.to {
             Some(to) if to <= params.from => Err(Problem::parameter("to", "must lie after `from`")),
             _ => Ok(params),
+        }
+    }
+}
+
+impl Params {
+    /// A query that another interface makes for this principal: buckets of `step` over a range, both multiples of the
+    /// grain; one bucket without a step.
+    pub(crate) fn over(
+        principal: &Principal,
+        range: Range<Micros>,
+        step: Option<Micros>,
+        aggregates: Vec<String>,
+    ) -> Self {
+        Self {
+            from: range.start,
+            to: Some(range.end),
+            step: step.map(|step| (Step::Fixed(step), String::new())),
+            aggregates,
+            group_by: Vec::new(),
+            filter: None,
+            rows: principal.rows.clone(),
+            layer: Layer::Merged,
+            order_by: Vec::new(),
+            limit: None,
+            fill: None,
+            zone: None,
+            at_least: Vec::new(),
+            wait: DEFAULT_WAIT,
+            strict: false,
+            numbers: Numbers::default(),
+            compare: None,
+            page: None,
         }
     }
 }
@@ -139,10 +202,10 @@ pub(crate) fn instant_of(name: &str, text: &str) -> Result<Micros, Problem> {
     instant::parse(text).ok_or_else(|| Problem::parameter(name, TIME))
 }
 
-fn step(text: &str) -> Result<(Step, String), Problem> {
+fn length(name: &str, text: &str) -> Result<(Step, String), Problem> {
     let parsed = Step::parse(text).ok_or_else(|| {
         Problem::parameter(
-            "step",
+            name,
             "a number and a unit, such as 10s, 1m, 6h, 1d, 1w or 1mo (units ms, s, m, h, d, w, mo)",
         )
     });
@@ -152,6 +215,23 @@ fn step(text: &str) -> Result<(Step, String), Problem> {
 fn limit(text: &str) -> Result<usize, Problem> {
     let limit = text.parse().ok().filter(|limit| (1..=MAX_SERIES).contains(limit));
     limit.ok_or_else(|| Problem::parameter("limit", format!("a number of series from 1 to {MAX_SERIES}")))
+}
+
+fn page(size: Option<&str>, token: Option<&str>) -> Result<Option<Page>, Problem> {
+    let Some(size) = size else {
+        return match token {
+            Some(_) => Err(Problem::parameter("page_token", "needs the `page_size` that the first page had")),
+            None => Ok(None),
+        };
+    };
+    let size = size.parse().ok().filter(|size| (1..=MAX_PAGE).contains(size));
+    let size =
+        size.ok_or_else(|| Problem::parameter("page_size", format!("a number of points from 1 to {MAX_PAGE}")))?;
+    let token = token.map(|text| {
+        let why = "the `next_page_token` that the page before answered, unchanged";
+        PageToken::decode(text).ok_or_else(|| Problem::parameter("page_token", why))
+    });
+    Ok(Some(Page { size, after: token.transpose()? }))
 }
 
 fn zone(text: &str) -> Result<Tz, Problem> {
@@ -232,7 +312,7 @@ mod tests {
 
     fn parse(query: &str) -> Result<Params, Problem> {
         let pair = |pair: &str| pair.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned())).unwrap();
-        Params::parse(&query.split('&').map(pair).collect::<Vec<_>>())
+        Params::parse(&query.split('&').map(pair).collect::<Vec<_>>(), &Principal::open())
     }
 
     #[test]
@@ -251,6 +331,10 @@ mod tests {
             ("from=0&at_least=x", "at_least", "position"),
             ("from=0&align=x", "align", "widen, strict"),
             ("from=0&numbers=x", "numbers", "number, string"),
+            ("from=0&compare=x", "compare", "1w"),
+            ("from=0&page_size=0", "page_size", "1 to 100000"),
+            ("from=0&page_token=x", "page_token", "page_size"),
+            ("from=0&page_size=1&page_token=x", "page_token", "next_page_token"),
             ("from=0&aggregate=a,,b", "aggregate", "empty"),
             ("from=0&agregate=a", "agregate", "group_by"),
         ] {

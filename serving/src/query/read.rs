@@ -1,6 +1,6 @@
 //! Reads what a query needs, waiting for the positions that it asks for.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use axum::http::StatusCode;
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use crate::{
         merge::Read,
         params::Params,
         plan::{self, Plan},
+        question::{Part, Question},
     },
     token::Token,
 };
@@ -43,19 +44,57 @@ pub(crate) async fn partitions_of(app: &App, source: &Source) -> Result<Partitio
     })
 }
 
-/// Inputs that fit together, no older than the tokens ask, and the plan that they were read for.
-pub(crate) async fn read(app: &App, metric: &Arc<Metric>, params: &Params) -> Result<(Plan, Read), Problem> {
-    let views = plan::views(metric, params)?;
+/// The inputs of one part, and the plan that they were read for.
+#[derive(Debug)]
+pub(crate) struct PartRead {
+    /// Whose positions the answer folds.
+    pub(crate) log: LogId,
+    pub(crate) plan: Plan,
+    pub(crate) read: Read,
+}
+
+/// Inputs of every part that fit together, no older than the tokens ask. Parts of one source fold the same prefix of its log.
+pub(crate) async fn read(app: &App, question: &Question) -> Result<Vec<PartRead>, Problem> {
+    let deadline = Instant::now() + question.params.wait;
+    let mut all: Vec<Option<PartRead>> = question.parts.iter().map(|_| None).collect();
+    for at in 0..question.parts.len() {
+        if all[at].is_some() {
+            continue;
+        }
+        let source = &question.parts[at].metric.source.name;
+        let same = |part: &(usize, &Part)| part.1.metric.source.name == *source;
+        let (places, parts): (Vec<usize>, Vec<&Part>) = question.parts.iter().enumerate().filter(same).unzip();
+        let read = read_source(app, &parts, &question.params, deadline).await?;
+        for (place, read) in places.into_iter().zip(read) {
+            all[place] = Some(read);
+        }
+    }
+    Ok(all.into_iter().flatten().collect())
+}
+
+/// Parts over one source.
+async fn read_source(app: &App, parts: &[&Part], params: &Params, deadline: Instant) -> Result<Vec<PartRead>, Problem> {
+    let Some(metric) = parts.first().map(|part| &part.metric) else { return Ok(Vec::new()) };
+    let views = parts.iter().map(|part| plan::views(part)).collect::<Result<Vec<_>, _>>()?;
     let tokens = tokens_for(app, metric, &params.at_least).await?;
-    let deadline = Instant::now() + params.wait;
     loop {
-        let (plan, state) = choose(app, metric, params, &views).await?;
+        let mut planned = Vec::with_capacity(parts.len());
+        for (part, views) in parts.iter().zip(&views) {
+            planned.push(choose(app, part, views).await?);
+        }
         let partitions = partitions_of(app, &metric.source).await?;
-        if let Some(read) = read_at(app, &plan, &partitions, &tokens).await? {
+        let plans: Vec<&Plan> = planned.iter().map(|(plan, _)| plan).collect();
+        if let Some(read) = read_at(app, &plans, &partitions, &tokens).await? {
             // Below a horizon that rose meanwhile, chunks may have gone before they were read.
-            let (_, after) = generation::load_view(&*app.deps.store, &plan.view.id).await?;
-            if !after.rose_since(&state, plan.width) {
-                return Ok((plan, read));
+            let mut rose = false;
+            for (plan, state) in &planned {
+                let (_, after) = generation::load_view(&*app.deps.store, &plan.view.id).await?;
+                rose |= after.rose_since(state, plan.width);
+            }
+            if !rose {
+                let plans = planned.into_iter().map(|(plan, _)| plan);
+                let log = || partitions.log.clone();
+                return Ok(plans.zip(read).map(|(plan, read)| PartRead { log: log(), plan, read }).collect());
             }
             continue;
         }
@@ -69,13 +108,24 @@ pub(crate) async fn read(app: &App, metric: &Arc<Metric>, params: &Params) -> Re
     }
 }
 
+/// What speed has for each part, without reading batch; `None` if that does not fit together at once.
+pub(crate) async fn peek(app: &App, question: &Question) -> Result<Option<Vec<PartRead>>, Problem> {
+    let mut all = Vec::with_capacity(question.parts.len());
+    for part in &question.parts {
+        let (plan, _) = choose(app, part, &plan::views(part)?).await?;
+        let partitions = partitions_of(app, &plan.metric.source).await?;
+        let wanted = Wanted::of(&plan);
+        let request = wanted.request(app, &plan, &partitions);
+        let peeked = within(app, async { Ok(read::peek(&*app.deps.store, &app.chunks, &request).await?) }).await?;
+        let Some(read) = peeked else { return Ok(None) };
+        drop(wanted);
+        all.push(PartRead { log: partitions.log, plan, read });
+    }
+    Ok(Some(all))
+}
+
 /// The plan over the smallest view that no rule of expiry cuts, or else over the smallest; with the view's state.
-async fn choose(
-    app: &App,
-    metric: &Arc<Metric>,
-    params: &Params,
-    views: &[&View],
-) -> Result<(Plan, ViewState), Problem> {
+async fn choose(app: &App, part: &Part, views: &[&View]) -> Result<(Plan, ViewState), Problem> {
     let mut smallest: Option<(Plan, ViewState)> = None;
     for view in views {
         // A rule that cuts the smallest view would cut this one, too.
@@ -83,7 +133,7 @@ async fn choose(
             continue;
         }
         let (_, state) = generation::load_view(&*app.deps.store, &view.id).await?;
-        let plan = Plan::of(metric, view, params, app.deps.clock.now(), &state)?;
+        let plan = Plan::of(part, view, &state)?;
         if plan.expired.is_empty() {
             return Ok((plan, state));
         }
@@ -93,39 +143,68 @@ async fn choose(
     smallest.ok_or_else(|| Problem::internal(&"no view holds what is asked for"))
 }
 
+/// The shards and series that a plan reads.
+struct Wanted {
+    shards: Vec<Shard>,
+    named: Option<Vec<(Shard, Bytes)>>,
+}
+
+impl Wanted {
+    fn of(plan: &Plan) -> Self {
+        let place = |series: &Series| (series.shard(plan.view.shards), series.to_bytes());
+        let named: Option<Vec<(Shard, Bytes)>> = plan.named.as_ref().map(|named| named.iter().map(place).collect());
+        let shards = match &named {
+            Some(named) => named.iter().map(|(shard, _)| *shard).collect::<BTreeSet<_>>().into_iter().collect(),
+            None => (0..plan.view.shards).collect(),
+        };
+        Self { shards, named }
+    }
+
+    fn request<'a>(&'a self, app: &App, plan: &'a Plan, partitions: &'a Partitions) -> Request<'a> {
+        Request {
+            log: &partitions.log,
+            partitions: &partitions.all,
+            view: &plan.view.id,
+            since: plan.metric.since,
+            shards: &self.shards,
+            width: plan.width,
+            periods: plan.periods(),
+            series: self.named.as_deref(),
+            now: app.deps.clock.now(),
+        }
+    }
+}
+
 /// Inputs that fit together, or `None` if they do not reach the tokens yet.
-async fn read_at(app: &App, plan: &Plan, partitions: &Partitions, tokens: &[&Token]) -> Result<Option<Read>, Problem> {
-    let place = |series: &Series| (series.shard(plan.view.shards), series.to_bytes());
-    let named: Option<Vec<(Shard, Bytes)>> = plan.named.as_ref().map(|named| named.iter().map(place).collect());
-    let shards: Vec<Shard> = match &named {
-        Some(named) => named.iter().map(|(shard, _)| *shard).collect::<BTreeSet<_>>().into_iter().collect(),
-        None => (0..plan.view.shards).collect(),
-    };
-    let request = Request {
-        log: &partitions.log,
-        partitions: &partitions.all,
-        view: &plan.view.id,
-        since: plan.metric.since,
-        shards: &shards,
-        width: plan.width,
-        periods: plan.periods(),
-        series: named.as_deref(),
-        now: app.deps.clock.now(),
-    };
-    let within = app.config.request_timeout;
+async fn read_at(
+    app: &App,
+    plans: &[&Plan],
+    partitions: &Partitions,
+    tokens: &[&Token],
+) -> Result<Option<Vec<Read>>, Problem> {
+    let wanted: Vec<Wanted> = plans.iter().map(|plan| Wanted::of(plan)).collect();
+    let requests: Vec<Request<'_>> =
+        plans.iter().zip(&wanted).map(|(plan, wanted)| wanted.request(app, plan, partitions)).collect();
     let reading = async {
-        if !tokens.is_empty() {
-            let positions = read::take(&*app.deps.store, &request, false).await?.positions();
+        if let Some(request) = requests.first().filter(|_| !tokens.is_empty()) {
+            let positions = read::take(&*app.deps.store, request, false).await?.positions();
             if !tokens.iter().all(|token| token.reached(&positions)) && rules::on(Rule::AtLeastIsChecked) {
                 return Ok(None);
             }
         }
-        let read = read::read(&*app.deps.store, &app.chunks, &request).await?;
+        let read = read::read_together(&*app.deps.store, &app.chunks, &requests).await?;
         // A takeover may have set the open tail back between the two.
-        let positions = read.snapshot.positions();
-        let reached = tokens.iter().all(|token| token.reached(&positions)) || !rules::on(Rule::AtLeastIsChecked);
-        Ok(reached.then_some(read))
+        let reached = read.iter().all(|read| {
+            let positions = read.snapshot.positions();
+            tokens.iter().all(|token| token.reached(&positions))
+        });
+        Ok((reached || !rules::on(Rule::AtLeastIsChecked)).then_some(read))
     };
+    within(app, reading).await
+}
+
+async fn within<T>(app: &App, reading: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
+    let within = app.config.request_timeout;
     tokio::time::timeout(within, reading).await.map_err(|_| {
         let detail =
             format!("the view store did not deliver within {} s: ask for less, or again later", within.as_secs());

@@ -1,22 +1,34 @@
-//! From merged states to the rows of an answer: limits, order, and the values asked for.
+//! From merged states to the rows of an answer: what belongs together, limits, order, and the values asked for.
 
-use std::cmp::Ordering;
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, HashMap},
+};
 
 use axum::http::StatusCode;
 use lamina_core::Micros;
-use lamina_metric::{Answer, Ask, DimensionValue, Layout, States};
+use lamina_metric::{Answer, DimensionValue, FastHash, Layout, States};
 
 use crate::{
     problem::Problem,
     query::{
+        compare::Earlier,
         fill,
         merge::{Merged, MergedSeries},
-        params::{Fill, MAX_SERIES},
-        plan::{OrderKey, Plan},
+        params::MAX_SERIES,
+        plan::Plan,
+        question::{Column, OrderKey, Question, Value},
     },
 };
 
-const MAX_POINTS: usize = 1_000_000;
+pub(crate) const MAX_POINTS: usize = 1_000_000;
+
+/// A part of the question, merged.
+#[derive(Debug)]
+pub(crate) struct Operand<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) merged: Merged,
+}
 
 /// The rows of an answer.
 #[derive(Debug)]
@@ -26,7 +38,7 @@ pub(crate) struct Table {
     pub(crate) truncated: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Row {
     pub(crate) values: Vec<DimensionValue>,
     pub(crate) points: Vec<Point>,
@@ -35,49 +47,166 @@ pub(crate) struct Row {
 #[derive(Clone, Debug)]
 pub(crate) struct Point {
     pub(crate) start: Micros,
-    /// One per aggregate asked for.
+    /// One per column.
     pub(crate) answers: Vec<Answer>,
 }
 
-pub(crate) fn table(plan: &Plan, merged: Merged, limit: Option<usize>, fill: Option<Fill>) -> Result<Table, Problem> {
-    let Merged { mut series, states, .. } = merged;
-    series.retain(|series| !series.rows.is_empty());
-    if series.is_empty() && plan.group_by.is_empty() {
-        series.push(MergedSeries { values: Vec::new(), rows: Vec::new() });
+/// A series of the answer, and which of each operand's it is.
+struct Joined {
+    values: Vec<DimensionValue>,
+    members: Vec<Option<usize>>,
+}
+
+/// What one operand has for a point.
+#[derive(Clone, Copy)]
+struct Cell<'a> {
+    states: &'a States,
+    row: usize,
+    /// How long its bucket is.
+    seconds: f64,
+}
+
+pub(crate) fn table(question: &Question, operands: &[Operand<'_>]) -> Result<Table, Problem> {
+    let params = &question.params;
+    let mut series = joined(operands);
+    if series.is_empty() && params.group_by.is_empty() {
+        series.push(Joined { values: Vec::new(), members: vec![None; operands.len()] });
     }
     let all = series.len();
-    if limit.is_none() && all > MAX_SERIES {
-        let detail =
-            format!("the answer has {all} series, more than {MAX_SERIES}: give `limit`, or group or filter more");
+    if params.limit.is_none() && params.page.is_none() && all > MAX_SERIES {
+        let detail = format!(
+            "the answer has {all} series, more than {MAX_SERIES}: give `limit` or `page_size`, or group or filter more"
+        );
         return Err(Problem::new(StatusCode::BAD_REQUEST, "too_many_series", detail));
     }
-    order(plan, &mut series, &states)?;
-    series.truncate(limit.unwrap_or(all));
-    let spine = fill.map(|_| spine(plan, series.len())).transpose()?;
-    let points = series.iter().map(|series| series.rows.len()).sum::<usize>();
-    if points > MAX_POINTS {
-        return Err(too_many_points(points));
+    order(question, operands, &mut series)?;
+    series.truncate(params.limit.unwrap_or(all));
+    let shown = Shown::of(question, operands)?;
+    let spine = params.fill.map(|_| spine(&shown, series.len())).transpose()?;
+    let (mut points, mut rows) = (0, Vec::with_capacity(series.len()));
+    for one in series {
+        let mut own = shown.points(question, operands, &one.members)?;
+        points += own.len();
+        if points > MAX_POINTS {
+            return Err(too_many_points(points));
+        }
+        if let (Some(fill), Some(spine)) = (params.fill, &spine) {
+            own = fill::filled(own, spine, fill, &question.columns);
+        }
+        rows.push(Row { values: one.values, points: own });
     }
-    let row = |series: MergedSeries| {
-        let point = |&(start, row): &(Micros, usize)| {
-            let answers = plan.asks.iter().map(|ask| states.answer(row, ask)).collect::<Result<_, _>>()?;
-            Ok(Point { start, answers })
-        };
-        let points = series.rows.iter().map(point).collect::<Result<Vec<_>, Problem>>()?;
-        let points = match (fill, &spine) {
-            (Some(fill), Some(spine)) => fill::filled(points, spine, fill, &states, &plan.asks),
-            _ => points,
-        };
-        Ok(Row { values: series.values, points })
-    };
-    let rows = series.into_iter().map(row).collect::<Result<Vec<_>, Problem>>()?;
     Ok(Table { truncated: rows.len() < all, series: rows })
 }
 
+/// The series that have anything at all, by their values.
+fn joined(operands: &[Operand<'_>]) -> Vec<Joined> {
+    let mut known: HashMap<&[DimensionValue], usize, FastHash> = HashMap::default();
+    let mut all: Vec<Joined> = Vec::new();
+    for (at, operand) in operands.iter().enumerate() {
+        for (member, series) in operand.merged.series.iter().enumerate().filter(|(_, series)| !series.rows.is_empty()) {
+            let next = all.len();
+            let place = *known.entry(&series.values).or_insert(next);
+            if place == next {
+                all.push(Joined { values: series.values.clone(), members: vec![None; operands.len()] });
+            }
+            all[place].members[at] = Some(member);
+        }
+    }
+    all
+}
+
+/// The buckets that points are shown under.
+struct Shown {
+    /// Without what lies below all horizons.
+    present: crate::query::calendar::Buckets,
+    earlier: Option<Earlier>,
+    /// Whether some column needs to know how long buckets are.
+    rated: bool,
+}
+
+impl Shown {
+    fn of(question: &Question, operands: &[Operand<'_>]) -> Result<Self, Problem> {
+        let (now, before) = operands.split_at(question.present.min(operands.len()));
+        let mut present = question.whole();
+        let start = |operands: &[Operand<'_>]| operands.iter().map(|operand| operand.plan.buckets.range.start).min();
+        present.range.start = start(now).unwrap_or(present.range.start);
+        let earlier = start(before).map(|start| Earlier::of(question, &present, start)).transpose()?;
+        let rated = question.columns.iter().any(Column::is_rate);
+        Ok(Self { present, earlier, rated })
+    }
+
+    /// Points of one series, ascending.
+    fn points(
+        &self,
+        question: &Question,
+        operands: &[Operand<'_>],
+        members: &[Option<usize>],
+    ) -> Result<Vec<Point>, Problem> {
+        let answered = |start, cells: &[Option<Cell<'_>>]| {
+            let answers = question.columns.iter().map(|column| column.answer(cells)).collect::<Result<_, _>>()?;
+            Ok(Point { start, answers })
+        };
+        let rows = |at: usize| {
+            let operand = &operands[at];
+            let series = members[at].map(|member| &operand.merged.series[member]);
+            series.into_iter().flat_map(|series: &MergedSeries| &series.rows).map(move |&(start, row)| {
+                let seconds = if self.rated { seconds(operand.plan, start) } else { 1.0 };
+                (start, Cell { states: &operand.merged.states, row, seconds })
+            })
+        };
+        if operands.len() == 1 {
+            return rows(0).map(|(start, cell)| answered(start, &[Some(cell)])).collect();
+        }
+        let mut points: BTreeMap<Micros, Vec<Option<Cell<'_>>>> = BTreeMap::new();
+        for at in 0..operands.len() {
+            for (start, cell) in rows(at) {
+                let mut put = |start: Micros| {
+                    points.entry(start).or_insert_with(|| vec![None; operands.len()])[at] = Some(cell);
+                };
+                match &self.earlier {
+                    Some(earlier) if at >= question.present => earlier.shown_at(start).for_each(put),
+                    _ => put(self.present.start_of(start)),
+                }
+            }
+        }
+        points.iter().map(|(&start, cells)| answered(start, cells)).collect()
+    }
+}
+
+/// How long the bucket is that begins there, within what is answered.
+fn seconds(plan: &Plan, start: Micros) -> f64 {
+    let end = plan.buckets.next(start).min(plan.buckets.range.end);
+    (end - start) as f64 / 1e6
+}
+
+impl Column {
+    fn is_rate(&self) -> bool {
+        match &self.value {
+            Value::Measure { measure, .. } => measure.is_rate(),
+            Value::Derived { resolved, .. } => resolved.operands.iter().any(|(_, measure)| measure.is_rate()),
+        }
+    }
+
+    /// The answer where each part has this.
+    fn answer(&self, cells: &[Option<Cell<'_>>]) -> Result<Answer, Problem> {
+        let of = |part: usize, measure: &lamina_metric::Measure| match cells.get(part).copied().flatten() {
+            Some(cell) => measure.answer(Some((cell.states, cell.row)), cell.seconds),
+            None => measure.answer(None, 1.0),
+        };
+        Ok(match &self.value {
+            Value::Measure { part, measure } => of(*part, measure)?,
+            Value::Derived { first, resolved } => resolved.value(|at| {
+                let (metric, measure) = &resolved.operands[at];
+                of(first + metric, measure)
+            })?,
+        })
+    }
+}
+
 /// Every bucket of the range, for filling.
-fn spine(plan: &Plan, series: usize) -> Result<Vec<Micros>, Problem> {
+fn spine(shown: &Shown, series: usize) -> Result<Vec<Micros>, Problem> {
     let most = MAX_POINTS / series.max(1);
-    plan.buckets.starts(most).ok_or_else(|| {
+    shown.present.starts(most).ok_or_else(|| {
         let detail = format!("`fill` would make more than {MAX_POINTS} points: take a longer step or a shorter range");
         Problem::new(StatusCode::BAD_REQUEST, "too_many_points", detail)
     })
@@ -85,53 +214,58 @@ fn spine(plan: &Plan, series: usize) -> Result<Vec<Micros>, Problem> {
 
 fn too_many_points(points: usize) -> Problem {
     let detail = format!(
-        "the answer has {points} points, more than {MAX_POINTS}: take a longer step, a shorter range or a lower `limit`"
+        "the answer has at least {points} points, more than {MAX_POINTS}: take a longer step, a shorter range or a lower `limit`"
     );
     Problem::new(StatusCode::BAD_REQUEST, "too_many_points", detail)
 }
 
 /// By `order_by`, then by dimension values.
-fn order(plan: &Plan, series: &mut Vec<MergedSeries>, states: &States) -> Result<(), Problem> {
+fn order(question: &Question, operands: &[Operand<'_>], series: &mut Vec<Joined>) -> Result<(), Problem> {
     series.sort_by(|a, b| compare_values(&a.values, &b.values));
-    if plan.order_by.is_empty() {
+    if question.order_by.is_empty() {
         return Ok(());
     }
-    let totals = if plan.totals { totals(plan, series, states)? } else { States::new(&Layout::of(&plan.metric)) };
+    let by_totals = question.order_by.iter().any(|(key, _)| matches!(key, OrderKey::Column(_)));
+    let present = if by_totals { &operands[..question.present.min(operands.len())] } else { &[] };
+    let totals = present.iter().map(totals).collect::<Result<Vec<_>, _>>()?;
     let mut keyed = Vec::with_capacity(series.len());
-    for (at, series) in std::mem::take(series).into_iter().enumerate() {
-        let keys = plan.order_by.iter().map(|(key, _)| match key {
-            OrderKey::Dimension(dimension) => Ok(Key::Dimension(series.values[*dimension].clone())),
-            OrderKey::Aggregate(ask) => Ok(Key::Answer(total(&totals, at, ask)?)),
+    for one in std::mem::take(series) {
+        let whole = present.iter().zip(&totals).zip(&one.members).map(|((operand, states), member)| {
+            let range = &operand.plan.buckets.range;
+            let seconds = (range.end - range.start) as f64 / 1e6;
+            member.map(|row| Cell { states, row, seconds })
+        });
+        let whole: Vec<Option<Cell<'_>>> = whole.collect();
+        let keys = question.order_by.iter().map(|(key, _)| match key {
+            OrderKey::Dimension(dimension) => Ok(Key::Dimension(one.values[*dimension].clone())),
+            OrderKey::Column(column) => Ok(Key::Answer(column.answer(&whole)?)),
         });
         let keys = keys.collect::<Result<Vec<_>, Problem>>()?;
-        keyed.push((keys, series));
+        keyed.push((keys, one));
     }
     keyed.sort_by(|(a, _), (b, _)| {
-        let pairs = a.iter().zip(b).zip(&plan.order_by);
+        let pairs = a.iter().zip(b).zip(&question.order_by);
         let ways = pairs.map(|((a, b), (_, descending))| a.compare(b, *descending));
         ways.fold(Ordering::Equal, Ordering::then)
     });
-    series.extend(keyed.into_iter().map(|(_, series)| series));
+    series.extend(keyed.into_iter().map(|(_, one)| one));
     Ok(())
 }
 
-/// One state per series, over the whole range.
-fn totals(plan: &Plan, series: &[MergedSeries], states: &States) -> Result<States, Problem> {
+/// One state per series of the operand, over the whole range.
+fn totals(operand: &Operand<'_>) -> Result<States, Problem> {
+    let Merged { series, states, .. } = &operand.merged;
     let mut into = vec![series.len(); states.len()];
     for (at, series) in series.iter().enumerate() {
         for &(_, row) in &series.rows {
             into[row] = at;
         }
     }
-    let mut totals = States::new(&Layout::of(&plan.metric));
+    let mut totals = States::new(&Layout::of(&operand.plan.metric));
     // Rows of no series are empty states; they go behind the last.
     totals.resize(series.len() + 1);
     totals.merge(states, &into)?;
     Ok(totals)
-}
-
-fn total(totals: &States, at: usize, ask: &Ask) -> Result<Answer, Problem> {
-    Ok(totals.answer(at, ask)?)
 }
 
 enum Key {
@@ -175,11 +309,10 @@ fn compare_answer(a: &Answer, b: &Answer) -> Ordering {
     match (a, b) {
         (Answer::Int(a), Answer::Int(b)) => a.cmp(b),
         (Answer::Decimal { value: a, scale: x }, Answer::Decimal { value: b, scale: y }) if x == y => a.cmp(b),
-        (Answer::Float(a), Answer::Float(b)) => a.total_cmp(b),
         (Answer::Time(a), Answer::Time(b)) => a.cmp(b),
         (Answer::Str(a), Answer::Str(b)) => a.cmp(b),
         (Answer::Bool(a), Answer::Bool(b)) => a.cmp(b),
-        // The answers of one question are of one type.
-        _ => Ordering::Equal,
+        // The answers of one question are of one type; others are compared as numbers.
+        _ => a.to_f64().zip(b.to_f64()).map_or(Ordering::Equal, |(a, b)| a.total_cmp(&b)),
     }
 }

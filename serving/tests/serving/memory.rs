@@ -34,6 +34,8 @@ pub(crate) struct MemoryStore {
     pub(crate) down: AtomicBool,
     /// How many reads of a view's state still come before anything was published.
     pub(crate) early: AtomicUsize,
+    scans: AtomicUsize,
+    loads: AtomicUsize,
 }
 
 impl MemoryStore {
@@ -42,6 +44,16 @@ impl MemoryStore {
             return Err(StoreError::Unavailable("switched off".into()));
         }
         Ok(work(&mut self.tables.lock().unwrap()))
+    }
+
+    /// How often batch chunks were read.
+    pub(crate) fn scans(&self) -> usize {
+        self.scans.load(Ordering::SeqCst)
+    }
+
+    /// How often ledgers were read.
+    pub(crate) fn loads(&self) -> usize {
+        self.loads.load(Ordering::SeqCst)
     }
 
     /// Loses a chunk, as an expiry would.
@@ -67,6 +79,7 @@ impl MemoryStore {
 #[async_trait]
 impl Ledgers for MemoryStore {
     async fn load(&self, log: &LogId, partition: Partition, _: Consistency) -> Result<Ledger, StoreError> {
+        self.loads.fetch_add(1, Ordering::SeqCst);
         self.with(|tables| tables.ledgers.get(&(log.clone(), partition)).cloned().unwrap_or_default())
     }
 
@@ -148,6 +161,7 @@ impl BatchChunks for MemoryStore {
         periods: Range<Micros>,
         series: Option<&[u8]>,
     ) -> Result<Vec<BatchRow>, StoreError> {
+        self.scans.fetch_add(1, Ordering::SeqCst);
         let wanted = |key: &BatchKey| {
             key.view == *view
                 && (key.width, key.base, key.shard) == (width, base, shard)

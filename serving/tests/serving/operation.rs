@@ -115,6 +115,7 @@ async fn the_schedule_is_told_paused_resumed_and_run_now() {
     assert_eq!(told["next_run"], "2015-09-13T02:00:00Z");
 
     assert_eq!(post("pause", r#"{"why": "?"}"#).await.problem(400).0, "bad_body");
+    assert_eq!(post("pause", "[]").await.problem(400).0, "bad_body");
     let paused = post("pause", r#"{"reason": "maintenance"}"#).await.ok();
     assert_eq!((&paused["paused"], &paused["paused_because"]), (&json!(true), &json!("maintenance")));
     assert_eq!((&paused["next_run"], paused["paused_since"].is_string()), (&Value::Null, true));
@@ -140,6 +141,7 @@ async fn a_recompute_that_cannot_be_done_is_refused() {
         (r#"{"metrics": ["nope"]}"#, 404, "unknown_metric"),
         (r#"{"metrics": "added"}"#, 400, "bad_body"),
         (r#"{"metrix": []}"#, 400, "bad_body"),
+        (r#"[["added"]]"#, 400, "bad_body"),
         (r#"{"from": 5, "to": 5}"#, 400, "bad_parameter"),
         (r#"{"from": "soon"}"#, 400, "bad_parameter"),
     ] {
@@ -174,7 +176,7 @@ async fn freshness_tells_how_far_speed_and_batch_have_come() {
     assert_eq!(keys(&fresh), ["status", "metrics"]);
     assert_eq!(fresh["status"], "ok");
     let metric = &fresh["metrics"][0];
-    let names = ["metric", "status", "reason", "speed", "batch", "coverage_gap_ms", "ttl_headroom_ms"];
+    let names = ["metric", "status", "reason", "speed", "batch", "coverage_gap_ms", "ttl_headroom_ms", "slo"];
     assert_eq!(keys(metric), names);
     assert_eq!(keys(&metric["speed"]), ["watermark", "lag_ms", "partitions"]);
     let partition = json!({"partition": 0, "position": 1, "end": 1, "lag_records": 0, "retention_left": null,
@@ -190,7 +192,7 @@ async fn freshness_tells_how_far_speed_and_batch_have_come() {
     assert_eq!((&lagging["status"], &speed["lag_ms"]), (&json!("warn"), &json!(15_000)));
     assert_eq!(
         (&speed["partitions"][0]["lag_records"], &speed["partitions"][0]["state"]),
-        (&json!(2), &json!("running"))
+        (&json!(2), &json!("lagging"))
     );
     world.set_now(1_000 * DAY + 50 * SECOND);
     let stalled = world.get("/v1/freshness/added?fail_on=breach").await;
@@ -198,7 +200,9 @@ async fn freshness_tells_how_far_speed_and_batch_have_come() {
     assert_eq!(stalled.headers["content-type"], "application/json", "it is the report that was asked for");
     let stalled = stalled.json();
     assert_eq!(stalled["metrics"][0]["speed"]["partitions"][0]["state"], "stalled");
-    assert!(stalled["metrics"][0]["reason"].as_str().unwrap().contains("stalled"));
+    let reason = stalled["metrics"][0]["reason"].as_str().unwrap();
+    assert!(reason.contains("partition 0 is stalled: 2 records from 1 on are unread"), "{reason}");
+    assert_eq!(world.get("/readyz").await.status, 200, "stale data takes no process out of service");
     assert_eq!(world.get("/v1/freshness").await.status, 200, "without fail_on the status is only told");
     world.get("/v1/freshness?fail_on=warn").await.problem(400);
 }

@@ -13,21 +13,21 @@ use crate::{
 };
 
 /// 2024-10-26T00:00:00Z: clocks in Berlin go back in the night that follows.
-const BASE: i64 = 1_729_900_800 * SECOND;
-const CHANNELS: [&str; 3] = ["a", "b", "c"];
-const COUNTRIES: [&str; 2] = ["DE", "FR"];
+pub(crate) const BASE: i64 = 1_729_900_800 * SECOND;
+pub(crate) const CHANNELS: [&str; 3] = ["a", "b", "c"];
+pub(crate) const COUNTRIES: [&str; 2] = ["DE", "FR"];
 
 #[derive(Clone, Debug)]
-struct Edit {
-    partition: u32,
-    at: i64,
-    channel: usize,
-    country: usize,
-    added: i64,
+pub(crate) struct Edit {
+    pub(crate) partition: u32,
+    pub(crate) at: i64,
+    pub(crate) channel: usize,
+    pub(crate) country: usize,
+    pub(crate) added: i64,
 }
 
 #[derive(Clone, Debug)]
-enum Action {
+pub(crate) enum Action {
     Append(Vec<Edit>),
     Flush(u32),
     Seal(u32),
@@ -53,7 +53,7 @@ fn edits() -> impl Strategy<Value = Edit> {
     )
 }
 
-fn actions() -> impl Strategy<Value = Vec<Action>> {
+pub(crate) fn actions() -> impl Strategy<Value = Vec<Action>> {
     let action = prop_oneof![
         4 => prop::collection::vec(edits(), 1..8).prop_map(Action::Append),
         3 => (0..PARTITIONS).prop_map(Action::Flush),
@@ -219,31 +219,36 @@ async fn check(world: &World, metric: &str, appended: &[Edit], ask: &Ask) -> Res
     Ok(body["meta"].clone())
 }
 
+/// Does one thing, noting what is appended and which horizons rise.
+pub(crate) async fn perform(world: &mut World, action: Action, appended: &mut Vec<Edit>, raised: &mut [[i64; 3]; 2]) {
+    match action {
+        Action::Append(edits) => {
+            for edit in edits {
+                let time = DateTime::from_timestamp_micros(edit.at).unwrap().to_rfc3339();
+                let (channel, country) = (CHANNELS[edit.channel], COUNTRIES[edit.country]);
+                let event = json!({"time": time, "channel": channel, "country": country, "user": "u",
+                    "added": edit.added});
+                world.append(edit.partition, &event);
+                appended.push(edit);
+            }
+        }
+        Action::Flush(partition) => world.flush(partition).await,
+        Action::Seal(partition) => world.seal(partition).await,
+        Action::Batch { publish } => world.batch(publish).await,
+        Action::Raise { rule, width, hour } => {
+            let length = [MINUTE, HOUR, DAY][width];
+            let to = (BASE + hour * HOUR).div_euclid(length) * length;
+            expiry::raise(world, rule, length, to).await;
+            raised[rule][width] = raised[rule][width].max(to);
+        }
+    }
+}
+
 async fn play(mut world: World, metric: &str, actions: Vec<Action>, asks: Vec<Ask>) -> Result<(), TestCaseError> {
     let mut appended: Vec<Edit> = Vec::new();
     let mut raised = [[i64::MIN; 3]; 2];
     for action in actions {
-        match action {
-            Action::Append(edits) => {
-                for edit in edits {
-                    let time = DateTime::from_timestamp_micros(edit.at).unwrap().to_rfc3339();
-                    let (channel, country) = (CHANNELS[edit.channel], COUNTRIES[edit.country]);
-                    let event = json!({"time": time, "channel": channel, "country": country, "user": "u",
-                        "added": edit.added});
-                    world.append(edit.partition, &event);
-                    appended.push(edit);
-                }
-            }
-            Action::Flush(partition) => world.flush(partition).await,
-            Action::Seal(partition) => world.seal(partition).await,
-            Action::Batch { publish } => world.batch(publish).await,
-            Action::Raise { rule, width, hour } => {
-                let length = [MINUTE, HOUR, DAY][width];
-                let to = (BASE + hour * HOUR).div_euclid(length) * length;
-                expiry::raise(&world, rule, length, to).await;
-                raised[rule][width] = raised[rule][width].max(to);
-            }
-        }
+        perform(&mut world, action, &mut appended, &mut raised).await;
         // Asked in between too, so that caches are filled before things change.
         if let Some(ask) = asks.first() {
             check(&world, metric, &appended, ask).await?;
@@ -264,7 +269,7 @@ async fn play(mut world: World, metric: &str, actions: Vec<Action>, asks: Vec<As
     Ok(())
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
@@ -303,6 +308,9 @@ fn parameters() -> impl Strategy<Value = Vec<(String, String)>> {
         "wait",
         "align",
         "numbers",
+        "compare",
+        "page_size",
+        "page_token",
         "x",
     ];
     let values = prop_oneof![

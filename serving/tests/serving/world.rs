@@ -21,7 +21,7 @@ use lamina_core::{
 };
 use lamina_metric::{BatchChunk, Catalog, Layout, Metric, Series, SpeedChunk, States, Versions, View, ViewFold};
 use lamina_serving::{
-    Config, Deps,
+    Config, Deps, Sampler,
     registry::{DefinitionBody, DefinitionKind, Origin, Put, Registry, RegistryError},
 };
 use serde_json::Value;
@@ -175,6 +175,7 @@ pub(crate) struct World {
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) registry: Arc<NotedRegistry>,
     pub(crate) router: Router,
+    pub(crate) sampler: Sampler,
     id: LogId,
     /// Flushes of the open epoch, per partition: the deltas so far.
     marks: BTreeMap<Partition, Mark>,
@@ -207,10 +208,20 @@ impl World {
             clock: Arc::clone(&clock) as _,
             metrics: recorder.handle(),
         };
-        let router = lamina_serving::router(deps, &config);
+        let (router, sampler) = lamina_serving::service(deps, &config);
         let id = topic.log_id("edits");
-        let mut world =
-            Self { store, log, clock, catalog, registry, router, id, marks: BTreeMap::new(), _catalogs: sender };
+        let mut world = Self {
+            store,
+            log,
+            clock,
+            catalog,
+            registry,
+            router,
+            sampler,
+            id,
+            marks: BTreeMap::new(),
+            _catalogs: sender,
+        };
         world.set_now(1_000 * DAY);
         world
     }
@@ -221,9 +232,14 @@ impl World {
     }
 
     pub(crate) async fn call(&self, request: Request<Body>) -> Reply {
+        let live = request.uri().path().ends_with("/live");
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (status, headers) = (response.status(), response.headers().clone());
-        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        // A followed query has no end that could be waited for.
+        let bytes = match live && status == 200 {
+            true => Bytes::new(),
+            false => response.into_body().collect().await.unwrap().to_bytes(),
+        };
         Reply { status, headers, bytes }
     }
 
@@ -417,7 +433,7 @@ impl World {
             let mut chunk = BatchChunk { buckets: Vec::new(), states: States::new(&Layout::of(metric)) };
             for (bucket, state) in buckets {
                 chunk.buckets.push(bucket);
-                chunk.states.append(&state).unwrap();
+                chunk.states.decode_row(&state.encode_row(0, Vec::new()).unwrap()).unwrap();
             }
             let shard = series.shard(view.shards);
             let series = Bytes::copy_from_slice(series.as_bytes());

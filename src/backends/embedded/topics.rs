@@ -12,6 +12,7 @@ use bytes::Bytes;
 use fjall::Slice;
 use lamina_core::{
     Micros, Offset, Partition,
+    ids::new_id,
     log::{Append, LogError, Record, Span, Topic},
 };
 use serde::{Deserialize, Serialize};
@@ -69,7 +70,7 @@ pub(super) fn ensure(tx: &mut Tx<'_>, name: &str, partitions: u32) -> Result<Sto
     }
     let counter = Key::default().text("topics").done();
     let number = tx.value::<u32>(Space::Meta, &counter)?.map_or(0, |value| value.head);
-    let id = uuid::Uuid::now_v7().simple().to_string();
+    let id = new_id().simple().to_string();
     let stored = Stored { number, id, partitions };
     tx.put(Space::Meta, key, packed("topic", &stored)?);
     tx.put(Space::Meta, counter, packed("number of topics", &(number + 1))?);

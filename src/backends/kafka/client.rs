@@ -25,41 +25,35 @@ use rdkafka::{
 };
 use tracing::{debug, warn};
 
+use super::options;
+
 /// How long one request to the cluster may take before it counts as unanswered.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Options that lamina fixes itself, since its guarantees rest on them.
-const FIXED: [&str; 18] = [
-    "acks",
-    "auto.offset.reset",
-    "bootstrap.servers",
-    "enable.auto.commit",
-    "enable.auto.offset.store",
-    "enable.gapless.guarantee",
-    "enable.idempotence",
-    "enable.partition.eof",
-    "group.id",
-    "group.instance.id",
-    "group.protocol",
-    "isolation.level",
-    "metadata.broker.list",
-    "partition.assignment.strategy",
-    "partitioner",
-    "request.required.acks",
-    "topic.blacklist",
-    "transactional.id",
-];
-
 /// Where the cluster is and how to talk to it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct KafkaConfig {
     /// `host:port`, comma-separated.
     pub brokers: String,
     /// Replicas of the topics that lamina creates.
     pub replication_factor: i32,
-    /// Passed to librdkafka as they are, e.g. `security.protocol` or `session.timeout.ms`; lamina refuses those on which
-    /// its guarantees rest, such as `acks`.
+    /// Passed to librdkafka as they are, e.g. `security.protocol` or `session.timeout.ms`; which ones, [`super::options`] says.
     pub options: BTreeMap<String, String>,
+    /// User and password, for SASL.
+    pub credentials: Option<(String, String)>,
+}
+
+/// Leaves the password out.
+impl std::fmt::Debug for KafkaConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let user = self.credentials.as_ref().map(|(user, _)| user);
+        f.debug_struct("KafkaConfig")
+            .field("brokers", &self.brokers)
+            .field("replication_factor", &self.replication_factor)
+            .field("options", &self.options)
+            .field("user", &user)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The settings of each kind of client.
@@ -76,11 +70,13 @@ impl Profile {
         if config.brokers.trim().is_empty() {
             return Err(LogError::Refused("no Kafka brokers are given; name them as host:port".into()));
         }
-        if let Some(name) = config.options.keys().find(|name| FIXED.contains(&name.as_str())) {
-            return Err(LogError::Refused(format!("the Kafka option {name} is set by lamina itself; leave it out")));
+        options::check(&config.options)?;
+        let mut options = config.options.clone();
+        if let Some((user, password)) = &config.credentials {
+            options.insert("sasl.username".to_owned(), user.clone());
+            options.insert("sasl.password".to_owned(), password.clone());
         }
-        let (brokers, options) = (config.brokers.as_str().into(), config.options.clone().into());
-        Ok(Self { brokers, options, doubt: Arc::default() })
+        Ok(Self { brokers: config.brokers.as_str().into(), options: options.into(), doubt: Arc::default() })
     }
 
     /// Whether a request went unanswered since this was last asked.
@@ -290,21 +286,41 @@ pub(super) async fn blocking<T: Send + 'static>(
 mod tests {
     use super::*;
 
+    fn with(name: &str, value: &str) -> KafkaConfig {
+        let options = BTreeMap::from([(name.to_owned(), value.to_owned())]);
+        KafkaConfig { brokers: "localhost:9092".into(), replication_factor: 1, options, credentials: None }
+    }
+
     #[test]
     fn options_on_which_exactness_rests_are_refused_by_name() {
-        for name in FIXED {
-            let options = BTreeMap::from([(name.to_owned(), "1".to_owned())]);
-            let config = KafkaConfig { brokers: "localhost:9092".into(), replication_factor: 1, options };
-            let refusal = Profile::new(&config).err().expect("refused").to_string();
-            assert!(refusal.contains(name), "{refusal}");
+        for name in options::FIXED {
+            let refusal = Profile::new(&with(name, "1")).err().expect("refused").to_string();
+            assert!(refusal.contains(name) && refusal.contains("lamina itself"), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn options_that_are_secrets_or_do_something_else_are_refused_without_their_values() {
+        for name in
+            ["sasl.password", "ssl.key.password", "plugin.library.paths", "sasl.kerberos.kinit.cmd", "debug", "x"]
+        {
+            let refusal = Profile::new(&with(name, "hunter2")).err().expect("refused").to_string();
+            assert!(refusal.contains(name) && !refusal.contains("hunter2"), "{refusal}");
         }
     }
 
     #[test]
     fn options_override_defaults_but_not_what_is_fixed() {
-        let options = BTreeMap::from([("linger.ms".to_owned(), "50".to_owned())]);
-        let config = KafkaConfig { brokers: "localhost:9092".into(), replication_factor: 1, options };
-        let producer = Profile::new(&config).expect("accepted").producer();
+        let producer = Profile::new(&with("linger.ms", "50")).expect("accepted").producer();
         assert_eq!((producer.get("linger.ms"), producer.get("acks")), (Some("50"), Some("all")));
+    }
+
+    #[test]
+    fn the_password_reaches_librdkafka_and_no_log() {
+        let mut config = with("security.protocol", "sasl_ssl");
+        config.credentials = Some(("lamina".to_owned(), "hunter2".to_owned()));
+        assert!(!format!("{config:?}").contains("hunter2"));
+        let producer = Profile::new(&config).expect("accepted").producer();
+        assert_eq!((producer.get("sasl.username"), producer.get("sasl.password")), (Some("lamina"), Some("hunter2")));
     }
 }

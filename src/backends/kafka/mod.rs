@@ -20,6 +20,7 @@ mod line;
 mod member;
 mod native;
 mod offsets;
+mod options;
 mod parts;
 mod producer;
 mod reader;
