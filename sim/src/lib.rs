@@ -32,8 +32,12 @@ use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
     panic,
-    sync::{Mutex, Once, PoisonError},
+    sync::{
+        Mutex, Once, PoisonError,
+        mpsc::{self, RecvTimeoutError},
+    },
     thread,
+    time::Duration,
 };
 
 use lamina_core::{
@@ -61,6 +65,9 @@ pub struct Report {
 thread_local!(static PANIC: RefCell<Option<String>> = const { RefCell::new(None) });
 
 thread_local!(static SEED: Cell<u64> = const { Cell::new(0) });
+
+/// How long a seed may take; most take a tenth of a second.
+const LONGEST: Duration = Duration::from_secs(120);
 
 /// What seeds panicked with last.
 static BROKEN: Mutex<BTreeMap<u64, String>> = Mutex::new(BTreeMap::new());
@@ -98,14 +105,22 @@ pub fn run(seed: u64, without: &'static [Rule], keep_trace: bool) -> Report {
         report
     };
     let thread = thread::Builder::new().name(format!("seed {seed}")).stack_size(8 << 20);
-    let report = thread.spawn(body).map(thread::JoinHandle::join);
-    match report {
+    let (ended, end) = mpsc::channel();
+    let thread = thread.spawn(move || ended.send(body()));
+    let broken = |law, seen| {
+        let (counts, trace) = Default::default();
+        Report { seed, steps: 0, counts, hash: 0, violation: Some(Violation { law, seen }), trace }
+    };
+    match thread.map(|_| end.recv_timeout(LONGEST)) {
         Ok(Ok(report)) => report,
-        Ok(Err(_)) | Err(_) => {
+        // It goes on for as long as the process does.
+        Ok(Err(RecvTimeoutError::Timeout)) => broken(
+            "time-goes-on",
+            format!("the seed has not ended after {LONGEST:?}: a task spins, and its clock stands still"),
+        ),
+        Ok(Err(RecvTimeoutError::Disconnected)) | Err(_) => {
             let seen = BROKEN.lock().unwrap_or_else(PoisonError::into_inner).remove(&seed).unwrap_or_default();
-            let violation = Violation { law: "the-simulation-itself-works", seen };
-            let (counts, trace) = Default::default();
-            Report { seed, steps: 0, counts, hash: 0, violation: Some(violation), trace }
+            broken("the-simulation-itself-works", seen)
         }
     }
 }

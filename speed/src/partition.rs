@@ -230,7 +230,7 @@ impl Hold {
                     Some(input) => self.take_in(input).await?,
                     None => return Err(Interrupt::Again("the consumer let go of the partition".to_owned())),
                 },
-                () = sleep_until(wake) => {}
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
             }
         }
     }
@@ -384,12 +384,17 @@ impl Hold {
         Some(if self.is_over_limit() { first } else { first + self.place.config.epoch })
     }
 
-    fn next_due(&self) -> Instant {
+    /// When [`Hold::do_what_is_due`] has something to do next, unless something comes in before. Nothing that it puts off may
+    /// be among it, or the task would spin.
+    fn next_due(&self) -> Option<Instant> {
         let flush = self.is_unflushed().then_some(self.due.flush);
-        let seal = self.seal_due().filter(|_| self.writer.is_live()).map(|due| due.max(self.due.seal_not_before));
+        if !self.writer.is_live() {
+            return flush;
+        }
         let newer = self.catalog.borrow().revision > self.writer.epoch().revision;
-        let seal = if newer && self.writer.is_live() { Some(self.due.seal_not_before) } else { seal };
-        [flush, seal].into_iter().flatten().fold(self.due.care, Instant::min)
+        let seal = if newer { Some(self.due.seal_not_before) } else { self.seal_due() };
+        let seal = seal.map(|due| due.max(self.due.seal_not_before));
+        [flush, seal, Some(self.due.care)].into_iter().flatten().min()
     }
 }
 

@@ -22,6 +22,8 @@ struct Shared {
     /// How often a topic was made again.
     remade: HashMap<String, u32>,
     refused: HashSet<String>,
+    /// Whether consumers get no records for now.
+    silent: bool,
     /// Events that a group's consumers are to see, and what they released.
     sent: HashMap<String, VecDeque<Event>>,
     released: Vec<TopicPartition>,
@@ -83,6 +85,12 @@ impl MemoryLog {
         } else {
             refusals.remove(topic)
         };
+    }
+
+    /// Delivers no records, as a log whose leader is away, or again.
+    pub(crate) fn silence(&self, silent: bool) {
+        self.shared.lock().unwrap().silent = silent;
+        self.appended.notify_waiters();
     }
 
     /// Leaves an offset without its record, as compaction does.
@@ -220,6 +228,9 @@ impl MemoryConsumer {
                 self.positions.retain(|partition, _| !gone.contains(partition));
             }
             return Some(event);
+        }
+        if shared.silent {
+            return None;
         }
         self.turn += 1;
         for at in 0..self.positions.len() {

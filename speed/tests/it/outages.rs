@@ -1,6 +1,10 @@
 //! What holds while store, log or archive do not answer, or answer without saying what they did.
 
-use std::{fs, sync::atomic::Ordering, time::Duration};
+use std::{
+    fs,
+    sync::{atomic::Ordering, mpsc},
+    time::Duration,
+};
 
 use crate::world::{TOPIC, World};
 
@@ -107,4 +111,32 @@ async fn records_that_the_log_lost_are_recorded_as_lost() {
     assert_eq!((counts.absent, counts.accepted), (7, 3));
     let snapshot = world.inputs("added").await.unwrap().snapshot;
     assert!(!snapshot.missing().is_empty(), "answers say so");
+}
+
+/// The clock of this runtime moves on only while every task waits: one that spins would stop it.
+#[test]
+fn a_takeover_that_waits_for_the_log_waits_quietly() {
+    let (ended, end) = mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let mut world = World::new(1);
+            world.config.epoch = Duration::from_secs(600);
+            let worker = world.start("g");
+            for i in 0..10 {
+                world.push(0, 1_000 + i, &i.to_string(), "en", i);
+            }
+            world.all_visible().await;
+            worker.crash().await;
+            world.log.silence(true);
+            let worker = world.start("g");
+            // Longer than the pause between two rounds of care, which a partition that is taken over must not be due for.
+            tokio::time::sleep(Duration::from_secs(600)).await;
+            world.log.silence(false);
+            world.all_visible().await;
+            worker.drain().await;
+        });
+        ended.send(()).unwrap();
+    });
+    assert!(end.recv_timeout(Duration::from_secs(60)).is_ok(), "time stands still: a task spins, or failed");
 }
