@@ -19,11 +19,14 @@ use lamina_metric::Length;
 use lamina_serving::{FreshnessLimits, SqlLimits};
 use serde::Deserialize;
 
-pub use self::login::Login;
 use self::{
     executors::{Engine, RawExecutor},
     http::RawHttp,
     serving::RawServing,
+};
+pub use self::{
+    login::Login,
+    store::{RawStore, StoreKind},
 };
 use crate::backends::cassandra::WriteConsistency;
 
@@ -31,6 +34,7 @@ mod executors;
 mod http;
 mod login;
 mod serving;
+mod store;
 
 /// What is wrong with a configuration; each line stands for itself.
 #[derive(Debug, thiserror::Error)]
@@ -119,30 +123,6 @@ enum LogKind {
     Kafka,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum StoreKind {
-    Embedded,
-    Cassandra,
-}
-
-/// The section `[store]`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RawStore {
-    pub kind: StoreKind,
-    pub contact_points: Vec<String>,
-    pub keyspace: String,
-    pub local_dc: String,
-    /// What writes wait for; must be what the keyspace says.
-    pub write_consistency: WriteConsistency,
-    /// Replicas per data centre, for `lamina migrate`.
-    pub replication_factor: u32,
-    pub username: Option<String>,
-    /// A file that holds the password, so that it stands in no configuration; else `LAMINA_STORE_PASSWORD` in the environment.
-    pub password_file: Option<PathBuf>,
-}
-
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawArchive {
@@ -207,21 +187,6 @@ impl Default for RawLog {
             partitions: 8,
             replication_factor: 1,
             options: BTreeMap::new(),
-            username: None,
-            password_file: None,
-        }
-    }
-}
-
-impl Default for RawStore {
-    fn default() -> Self {
-        Self {
-            kind: StoreKind::Embedded,
-            contact_points: vec!["127.0.0.1:9042".into()],
-            keyspace: "lamina".into(),
-            local_dc: "dc1".into(),
-            write_consistency: WriteConsistency::default(),
-            replication_factor: 1,
             username: None,
             password_file: None,
         }
@@ -343,7 +308,7 @@ impl Config {
         }
         let store = match raw.store.kind {
             StoreKind::Embedded => StoreConfig::Embedded,
-            StoreKind::Cassandra => StoreConfig::Cassandra(raw.store.below(folder)),
+            StoreKind::Cassandra => StoreConfig::Cassandra(raw.store.check(folder, &mut problems)),
         };
         let sql = raw.serving.sql(&mut problems);
         let freshness = raw.serving.freshness(&speed, &mut problems);

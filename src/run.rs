@@ -139,6 +139,7 @@ pub fn cassandra_config(raw: &RawStore) -> Result<CassandraConfig, StartError> {
         replication_factor: raw.replication_factor,
         username,
         password,
+        tls: raw.tls(),
         ..CassandraConfig::default()
     })
 }
@@ -255,6 +256,7 @@ impl Node {
         let deps = lamina_serving::Deps {
             log: Arc::clone(log),
             store: Arc::clone(store),
+            archive: Arc::clone(archive),
             catalog: self.definitions.watch(),
             registry: Arc::clone(&self.definitions) as _,
             clock,

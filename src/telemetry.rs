@@ -1,21 +1,48 @@
-//! Logs to stderr, metrics to whoever scrapes `/metrics`.
+//! Logs to stderr, metrics to whoever scrapes `/metrics`, traces to a collector.
+
+mod traces;
 
 use std::{io::IsTerminal, sync::OnceLock};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, Layer, Registry, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
-/// Sends logs to stderr: for people on a terminal, as JSON lines otherwise. `RUST_LOG` filters.
-pub fn init_logs(default: &str) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    // reporting that stderr cannot be written, to stderr, would panic: a full disk under the log file ends nothing
-    let logs =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
-    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let done = if std::io::stderr().is_terminal() { logs.with_ansi(colour).try_init() } else { logs.json().try_init() };
-    if let Err(error) = done {
+pub use self::traces::Exporting;
+
+type Sink = Box<dyn Layer<Registry> + Send + Sync>;
+
+/// Sends logs to stderr, for people on a terminal, as JSON lines otherwise: `RUST_LOG` filters; and traces where the
+/// environment says, for as long as what is returned lives.
+pub fn init(default: &str) -> Exporting {
+    let (traces, exporting, failed) = match traces::open() {
+        Ok(Some((tracer, exporting))) => (Some(tracer), exporting, None),
+        Ok(None) => (None, Exporting::default(), None),
+        Err(error) => (None, Exporting::default(), Some(error)),
+    };
+    let spans = Targets::new().with_target(lamina_core::SPANS, tracing::Level::DEBUG);
+    let traces = traces.map(|tracer| {
+        let layer = tracing_opentelemetry::layer().with_tracer(tracer).with_location(false).with_threads(false);
+        layer.with_target(false).with_tracked_inactivity(false).with_filter(spans).boxed()
+    });
+    if let Err(error) =
+        Registry::default().with(traces.into_iter().chain([logs(default)]).collect::<Vec<Sink>>()).try_init()
+    {
         eprintln!("logs are set up already: {error}");
     }
+    if let Some(error) = failed {
+        tracing::error!(%error, "no traces are sent: see the OTEL_EXPORTER_OTLP_* variables of the environment");
+    }
+    exporting
+}
+
+fn logs(default: &str) -> Sink {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    // reporting that stderr cannot be written, to stderr, would panic: a full disk under the log file ends nothing
+    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
+    if std::io::stderr().is_terminal() {
+        return logs.with_ansi(std::env::var_os("NO_COLOR").is_none()).with_filter(filter).boxed();
+    }
+    logs.json().with_filter(filter).boxed()
 }
 
 /// Bounds of histograms, in seconds: of what users wait for, from a cached answer to minutes of lag,

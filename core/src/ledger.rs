@@ -46,6 +46,13 @@ pub struct Archive {
     pub last_record: Option<(Offset, u32)>,
 }
 
+impl Archive {
+    /// Whether these are the bytes of the file, by size and checksum.
+    pub fn describes(&self, file: &[u8]) -> bool {
+        file.len() as u64 == self.bytes && crc32fast::hash(file) == self.checksum
+    }
+}
+
 /// Conservation: what became of each offset of an epoch. The sum is the epoch's length.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {

@@ -44,3 +44,6 @@ pub use store::{
 };
 pub use tables::{TableName, Tables};
 pub use writer::Writer;
+
+/// The target of `tracing` spans that are exported as OpenTelemetry's, all at level DEBUG.
+pub const SPANS: &str = "lamina::spans";

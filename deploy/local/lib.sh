@@ -138,7 +138,7 @@ launch() {
     while kill -0 "$pid" 2>/dev/null && ! pid_of "$name" >/dev/null; do sleep 0.05; done
 }
 
-# make_kafka NAME HOST NODE-ID VOTERS REPLICAS: settings and a formatted data folder of one broker.
+# make_kafka NAME HOST NODE-ID VOTERS REPLICAS MORE-OPTIONS-OF-FORMAT...: settings and a formatted data folder of one broker.
 make_kafka() {
     local dir=$run_dir/$1 jars
     jars=$(jars_of kafka "$KAFKA_VERSION")
@@ -146,8 +146,9 @@ make_kafka() {
     sed "s|@HOST@|$2|g; s|@NODE@|$3|; s|@VOTERS@|$4|; s|@REPLICAS@|$5|; s|@IN_SYNC@|$((($5 + 1) / 2))|
         s|@PORT@|$LAMINA_KAFKA_PORT|g; s|@CONTROLLER_PORT@|$controller_port|g; s|@DATA@|$dir/data|" \
         "$here/server.properties" >"$dir/server.properties"
+    shift 5
     [ -f "$dir/data/meta.properties" ] || java -cp "$jars/*" kafka.tools.StorageTool format \
-        -t "$KAFKA_CLUSTER_ID" -c "$dir/server.properties" >"$dir/log" 2>&1 ||
+        -t "$KAFKA_CLUSTER_ID" -c "$dir/server.properties" "$@" >"$dir/log" 2>&1 ||
         fail "Kafka could not format $dir/data: $(tail -n 3 "$dir/log")"
 }
 

@@ -35,6 +35,10 @@ const SHARED: usize = 2;
 /// Key of the schema's metadata that names the definition of the source under which the events were decoded.
 const DEFINITION: &str = "lamina.source";
 
+/// The columns that every file has, whatever its source: all that is needed to decode its records again.
+pub const SYSTEM: [&str; 8] =
+    ["_partition", "_offset", "_epoch", "_appended_at", "_outcome", "_reason", "_key", "_payload"];
+
 /// `_outcome` of a record that the metrics' folds saw.
 pub const ACCEPTED: u8 = 0;
 /// `_outcome` of a record that could not be decoded; `_reason` says why.
@@ -130,6 +134,31 @@ pub fn is_current(source: &Source, schema: &Schema) -> bool {
 /// If `rows` are not of an archive file.
 pub fn accepted_events(source: &Source, rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
     events(source, rows, &[ACCEPTED])
+}
+
+/// Rows that were written under another definition of the source, with the columns of [`archive_schema`]: events are
+/// decoded again, and those that do not decode under this definition are NULL; what became of each record stays.
+///
+/// # Errors
+/// If `rows` are not of an archive file.
+pub fn decoded_again(source: &Source, rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let offsets = |rows: &RecordBatch| -> Result<_, ArrowError> {
+        column(rows, "_offset")?.as_primitive_opt::<UInt64Type>().cloned().ok_or_else(|| other_type("_offset"))
+    };
+    let outcomes = column(rows, "_outcome")?.as_primitive_opt::<UInt8Type>().ok_or_else(|| other_type("_outcome"))?;
+    let has_event: BooleanArray =
+        outcomes.values().iter().map(|outcome| Some([ACCEPTED, DUPLICATE].contains(outcome))).collect();
+    let events = decode_again(source, &filter_record_batch(rows, &has_event)?)?;
+    let decoded = offsets(&events)?;
+    let places: HashMap<u64, u64> = decoded.values().iter().copied().zip(0..).collect();
+    let places: UInt64Array = offsets(rows)?.values().iter().map(|offset| places.get(offset).copied()).collect();
+    let schema = archive_schema(source);
+    let columns = schema.fields().iter().map(|field| match events.column_by_name(field.name()) {
+        Some(events) if !SYSTEM.contains(&field.name().as_str()) => take(events, &places, None),
+        _ => column(rows, field.name()).cloned(),
+    });
+    let columns = columns.collect::<Result<_, _>>()?;
+    RecordBatch::try_new(schema, columns)
 }
 
 /// The events of the rows with one of these outcomes.
@@ -229,7 +258,10 @@ mod tests {
         for fields in [FIELDS.replace("added * 2", "added + 100"), "added = \"float64\"".to_owned()] {
             let new = source(&fields);
             assert!(!is_current(&new, rows.schema_ref()));
-            assert_eq!(accepted_events(&new, &rows).unwrap(), decode(&new, &records).events);
+            let decoded = decode(&new, &records);
+            assert_eq!(accepted_events(&new, &rows).unwrap(), decoded.events);
+            let anew = archive_batch(&new, 3, 10, &records, &decoded, &[false; 4]).unwrap();
+            assert_eq!(decoded_again(&new, &rows).unwrap(), anew);
         }
     }
 }

@@ -5,6 +5,7 @@ use std::{ops::Deref, sync::Arc};
 use lamina_core::{Clock, log::Log, store::Store};
 use lamina_metric::{Catalog, Metric, Source};
 use metrics_exporter_prometheus::PrometheusHandle;
+use object_store::ObjectStore;
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
@@ -29,6 +30,8 @@ pub(crate) const NOT_LOADED: &str = "definitions are not loaded yet: the view st
 pub struct Deps {
     pub log: Arc<dyn Log>,
     pub store: Arc<dyn Store>,
+    /// Where sealed records lie.
+    pub archive: Arc<dyn ObjectStore>,
     pub catalog: watch::Receiver<Arc<Catalog>>,
     pub registry: Arc<dyn Registry>,
     pub clock: Arc<dyn Clock>,
@@ -108,10 +111,10 @@ impl App {
     pub(crate) fn metric(&self, name: &str) -> Result<Arc<Metric>, Problem> {
         let catalog = self.definitions()?;
         catalog.metrics.get(name).cloned().ok_or_else(|| {
-            let known: Vec<&String> = catalog.metrics.keys().chain(catalog.derived.keys()).collect();
             let detail = match catalog.derived.contains_key(name) {
                 true => format!("{name} is derived from other metrics, and holds nothing itself"),
-                false => format!("there is no metric {name:?}; {}", have(known.into_iter())),
+                // Not which there are: that is for those to know who see them.
+                false => format!("there is no metric {name:?}; GET /v1/metrics lists those that there are"),
             };
             Problem::not_found("unknown_metric", detail)
         })

@@ -86,6 +86,13 @@ pub(crate) fn freshness(metric: &str, status: Status, lag_ms: i64, gap_ms: i64, 
     }
 }
 
+/// A metric that there is no more has no freshness: NaN fulfils no condition of an alarm.
+pub(crate) fn gone(metric: &str) {
+    for name in [STATUS, LAG, GAP, HEADROOM] {
+        gauge!(name, "metric" => metric.to_owned()).set(f64::NAN);
+    }
+}
+
 /// What is promised.
 pub(crate) fn objective(target: std::time::Duration, objective: f64) {
     gauge!(TARGET).set(target.as_secs_f64());

@@ -27,6 +27,7 @@ mod slo;
 mod sql;
 mod token;
 mod topics;
+mod trace;
 
 pub use app::Deps;
 pub use config::{Config, FreshnessLimits, SqlLimits};

@@ -86,9 +86,10 @@ impl History {
         samples.push_back(sample);
     }
 
-    /// Forgets metrics that there are no more.
-    pub(crate) fn keep(&self, metrics: &HashSet<&str>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|name, _| metrics.contains(name.as_str()));
+    /// Forgets metrics that there are no more, and names them.
+    pub(crate) fn keep(&self, metrics: &HashSet<&str>) -> Vec<String> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.extract_if(|name, _| !metrics.contains(name.as_str())).map(|(name, _)| name).collect()
     }
 
     /// How many times as fast as the objective allows lateness was used up within `window` before `now`: 1 uses up exactly

@@ -253,6 +253,7 @@ fn serving(port: Port, catalog: watch::Receiver<Arc<Catalog>>) -> Router {
     let deps = lamina_serving::Deps {
         log: Arc::new(SimLog(port.clone())),
         store: Arc::new(SimStore(port.clone())),
+        archive: Arc::new(SimArchive(port.clone())),
         catalog,
         registry: Arc::new(Files),
         clock: Arc::new(SimClock(port)),

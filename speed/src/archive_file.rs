@@ -123,7 +123,7 @@ pub(crate) async fn get(archive: &dyn ObjectStore, named: &Archive) -> Result<By
     let failed = |cause| FileError::Store { path: named.path.clone(), cause };
     let path = Path::parse(&named.path).map_err(|_| FileError::Path { path: named.path.clone() })?;
     let file = archive.get(&path).await.map_err(failed)?.bytes().await.map_err(failed)?;
-    if file.len() as u64 != named.bytes || crc32fast::hash(&file) != named.checksum {
+    if !named.describes(&file) {
         return Err(FileError::Damaged { path: named.path.clone() });
     }
     Ok(file)

@@ -38,7 +38,7 @@ pub(super) struct Demo {
 
 impl Demo {
     pub(super) async fn run(self) -> Done {
-        telemetry::init_logs("warn");
+        let _exporting = telemetry::init("warn");
         let temporary =
             tempfile::tempdir().map_err(|error| Failure::failed(format!("no temporary folder: {error}")))?;
         let data = self.data.clone().unwrap_or_else(|| temporary.path().to_owned());

@@ -47,7 +47,7 @@ pub(super) struct Migrate {
 
 impl Serve {
     pub(super) async fn run(self) -> Done {
-        telemetry::init_logs("info");
+        let _exporting = telemetry::init("info");
         let mut config = load(&self.config)?;
         if self.role.contains(&Role::Executor) {
             return self.execute(&config).await;
@@ -91,7 +91,7 @@ impl Serve {
 
 impl Migrate {
     pub(super) async fn run(self) -> Done {
-        telemetry::init_logs("info");
+        let _exporting = telemetry::init("info");
         let config = load(&self.config)?;
         let StoreConfig::Cassandra(raw) = &config.store else {
             eprintln!("the embedded store needs no migration");

@@ -1,11 +1,6 @@
 //! Users and passwords towards Kafka and Cassandra.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
-
-use super::RawStore;
+use std::{io, path::PathBuf};
 
 /// Who lamina is to a backend. The password stands in no configuration: it comes from a file or from the environment.
 #[derive(Clone, Debug)]
@@ -32,22 +27,6 @@ impl Login {
             })?,
         };
         Ok(Some((username.clone(), password.trim_end().to_owned())))
-    }
-}
-
-impl RawStore {
-    /// With its files below a folder.
-    pub(super) fn below(mut self, folder: &Path) -> Self {
-        self.password_file = self.password_file.map(|file| folder.join(file));
-        self
-    }
-
-    pub(crate) fn login(&self) -> Login {
-        Login {
-            username: self.username.clone(),
-            password_file: self.password_file.clone(),
-            environment: "LAMINA_STORE_PASSWORD",
-        }
     }
 }
 

@@ -28,5 +28,6 @@ mod secured;
 mod shop;
 mod tables;
 mod topic_events;
+mod traces;
 mod truth;
 mod versions;

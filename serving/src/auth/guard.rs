@@ -10,11 +10,13 @@ use axum::{
     response::IntoResponse,
 };
 use lamina_core::store::Store;
+use tracing::Instrument;
 
 use super::{
     Principal,
     audit::Entry,
     endpoints::{self, Effect, Endpoint},
+    lasting,
 };
 use crate::{
     app::App,
@@ -54,7 +56,9 @@ pub(crate) async fn guard(State(app): State<App>, mut request: Request, next: Ne
         }
         Ok(()) => {
             request.extensions_mut().insert(principal.clone());
-            run(&app, endpoint.effect, note, request, next).await
+            let headers = request.headers().clone();
+            let response = run(&app, endpoint.effect, note, request, next).await;
+            lasting::while_allowed(&app, &headers, &principal, response)
         }
     };
     limits::describe(&mut response, left);
@@ -67,12 +71,12 @@ async fn run(app: &App, effect: Effect, note: Option<Entry>, request: Request, n
         return next.run(request).await;
     }
     let app = app.clone();
-    let work = tokio::spawn(async move {
+    let work = async move {
         let response = next.run(request).await;
         note_down(&app, effect, note.map(|note| ended(note, &response))).await;
         response
-    });
-    work.await.unwrap_or_else(|error| Problem::internal(&error).into_response())
+    };
+    tokio::spawn(work.in_current_span()).await.unwrap_or_else(|error| Problem::internal(&error).into_response())
 }
 
 /// Too many refusals of one address are answered without saying why.

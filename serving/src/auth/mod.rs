@@ -12,6 +12,7 @@ pub(crate) mod endpoints;
 pub(crate) mod guard;
 pub mod jwt;
 pub mod keys;
+mod lasting;
 pub(crate) mod principal;
 pub(crate) mod scope;
 pub(crate) mod secret;

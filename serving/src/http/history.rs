@@ -172,7 +172,8 @@ impl Sampler {
     pub async fn sample(&self) {
         let Self(app) = self;
         let Ok(catalog) = app.definitions() else { return };
-        app.history.keep(&catalog.metrics.keys().map(String::as_str).collect::<HashSet<_>>());
+        let gone = app.history.keep(&catalog.metrics.keys().map(String::as_str).collect::<HashSet<_>>());
+        gone.iter().for_each(|metric| instruments::gone(metric));
         let mut by_source: BTreeMap<&str, Vec<&Metric>> = BTreeMap::new();
         for metric in catalog.metrics.values() {
             by_source.entry(&metric.source.name).or_default().push(metric);

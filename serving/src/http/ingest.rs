@@ -9,11 +9,13 @@ use axum::{
 };
 use bytes::Bytes;
 use lamina_core::{
+    SPANS,
     log::{Append, Topic},
     offload::offload,
 };
 use lamina_metric::{Format, IngestRecord, Source};
 use serde::Serialize;
+use tracing::Instrument;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -204,7 +206,15 @@ async fn append(
     records: Vec<Append>,
 ) -> Result<Vec<(lamina_core::Partition, lamina_core::Offset)>, Problem> {
     let within = app.config.request_timeout;
-    match tokio::time::timeout(within, app.deps.log.append(&source.topic, records)).await {
+    let span = tracing::debug_span!(
+        target: SPANS,
+        "append",
+        otel.name = format!("send {}", source.topic),
+        otel.kind = "producer",
+        messaging.destination.name = source.topic.as_str(),
+        messaging.batch.message_count = records.len(),
+    );
+    match tokio::time::timeout(within, app.deps.log.append(&source.topic, records)).instrument(span).await {
         Ok(appended) => Ok(appended?),
         Err(_) => {
             let detail = format!("the log did not acknowledge within {} s; some events may be in it", within.as_secs());

@@ -11,6 +11,7 @@ use axum::{
 };
 use lamina_core::ids::new_id;
 use tokio::sync::OwnedSemaphorePermit;
+use tracing::Instrument;
 
 use crate::{
     app::App,
@@ -18,6 +19,7 @@ use crate::{
     instruments,
     problem::{self, Problem},
     query::params::MAX_WAIT,
+    trace::Trace,
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -46,9 +48,10 @@ pub(crate) async fn envelope(State(app): State<App>, mut request: Request, next:
     let path = request.uri().path().to_owned();
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
     request.extensions_mut().insert(RequestId(id.clone()));
+    let trace = Trace::of(&request, &route);
     let response = match too_long(request.uri()) {
         Some(problem) => problem.into_response(),
-        None => next.run(request).await,
+        None => next.run(request).instrument(trace.span.clone()).await,
     };
     let asked_by = response.extensions().get::<AskedBy>().map_or_else(String::new, |by| by.0.id.clone());
     let mut response = problem::write(response, &id).await;
@@ -59,6 +62,7 @@ pub(crate) async fn envelope(State(app): State<App>, mut request: Request, next:
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert(REQUEST_ID, id);
     }
+    trace.end(&id, &mut response);
     let status = response.status().as_u16();
     let elapsed = started.elapsed();
     let labels = [("method", method.as_str().to_owned()), ("route", route.clone()), ("status", status.to_string())];
@@ -68,7 +72,8 @@ pub(crate) async fn envelope(State(app): State<App>, mut request: Request, next:
     // Before compression; of a stream nobody knows yet. The query string is left out: it holds values of dimensions.
     let bytes = response.body().size_hint().exact();
     let free = app.requests.available_permits();
-    tracing::info!(%method, route, path, status, ms, bytes, id, principal = asked_by, free, "request");
+    let trace = trace.id();
+    tracing::info!(%method, route, path, status, ms, bytes, id, trace, principal = asked_by, free, "request");
     response
 }
 

@@ -24,8 +24,9 @@ pub(crate) mod validator;
 
 use std::sync::Arc;
 
-use lamina_core::{Micros, offload::offload};
+use lamina_core::{Micros, SPANS, offload::offload};
 use lamina_metric::{Answer, Metric};
+use tracing::{Instrument, Span};
 
 use self::{
     encode::Body,
@@ -155,7 +156,10 @@ pub(crate) fn question(app: &App, subject: Subject, params: &Params) -> Result<Q
 pub(crate) async fn evaluate(app: &App, question: Question) -> Result<Document, Problem> {
     let parts = read::read(app, &question).await?;
     // Merging may take a while; other requests go on meanwhile.
-    offload(move || document(question, &parts)).await.map_err(|error| Problem::internal(&error))?
+    offload(move || document(question, &parts))
+        .instrument(merging())
+        .await
+        .map_err(|error| Problem::internal(&error))?
 }
 
 /// Merged states of one metric, with what proves them.
@@ -177,7 +181,11 @@ pub(crate) async fn merged(app: &App, metric: &Arc<Metric>, params: &Params) -> 
         let meta = meta::meta(&question, &parts, &[merged.overflow], false);
         Ok(Merging { merged, meta })
     });
-    work.await.map_err(|error| Problem::internal(&error))?
+    work.instrument(merging()).await.map_err(|error| Problem::internal(&error))?
+}
+
+fn merging() -> Span {
+    tracing::debug_span!(target: SPANS, "merge")
 }
 
 fn document(question: Question, parts: &[PartRead]) -> Result<Document, Problem> {

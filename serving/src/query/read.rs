@@ -5,12 +5,13 @@ use std::{collections::BTreeSet, time::Duration};
 use axum::http::StatusCode;
 use bytes::Bytes;
 use lamina_core::{
-    LogId, Partition, Shard, ViewState, generation,
+    LogId, Partition, SPANS, Shard, ViewState, generation,
     read::{self, Request},
     rules::{self, Rule},
 };
 use lamina_metric::{Metric, Series, Source, View};
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use crate::{
     app::App,
@@ -64,7 +65,10 @@ pub(crate) async fn read(app: &App, question: &Question) -> Result<Vec<PartRead>
         let source = &question.parts[at].metric.source.name;
         let same = |part: &(usize, &Part)| part.1.metric.source.name == *source;
         let (places, parts): (Vec<usize>, Vec<&Part>) = question.parts.iter().enumerate().filter(same).unzip();
-        let read = read_source(app, &parts, &question.params, deadline).await?;
+        let metrics = || parts.iter().map(|part| part.metric.name.as_str()).collect::<Vec<_>>().join(",");
+        let span =
+            tracing::debug_span!(target: SPANS, "read", lamina.source = source.as_str(), lamina.metrics = metrics());
+        let read = read_source(app, &parts, &question.params, deadline).instrument(span).await?;
         for (place, read) in places.into_iter().zip(read) {
             all[place] = Some(read);
         }

@@ -9,6 +9,7 @@ use std::{
 use axum::http::StatusCode;
 use bytes::Bytes;
 use datafusion::{
+    catalog::MemorySchemaProvider,
     common::{DataFusionError, TableReference},
     dataframe::DataFrame,
     execution::{
@@ -32,14 +33,23 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
+    archive::{self, ArchiveTable},
     encode::Encoder,
     growth, guard,
     request::Body,
     scan::{BATCH_ROWS, Passed, Proofs},
     table::MetricTable,
 };
-use crate::{app::App, auth::Principal, config::SqlLimits, problem::Problem, query::format::Format};
+use crate::{
+    app::App,
+    auth::{Principal, Scope},
+    config::SqlLimits,
+    problem::Problem,
+    query::format::Format,
+};
 
+/// What holds all tables: metrics without a schema, archives in theirs.
+const CATALOG: &str = "lamina";
 /// Stack of the threads that plan: deep, as plans are walked recursively.
 const STACK_BYTES: usize = 32 << 20;
 /// Pieces of a result that wait for a slow client.
@@ -260,13 +270,13 @@ async fn run(
     Ok(meta)
 }
 
-/// A session that knows metrics and functions over values, and no way to anything else.
+/// A session that knows metrics, archives and functions over values, and no way to anything else.
 fn session(app: &App, principal: &Principal, limits: &SqlLimits, proofs: &Proofs) -> Result<SessionState, Problem> {
     let mut config = SessionConfig::new()
         .with_target_partitions(limits.threads.max(1))
         .with_batch_size(BATCH_ROWS)
         .with_information_schema(true)
-        .with_default_catalog_and_schema("lamina", "metrics");
+        .with_default_catalog_and_schema(CATALOG, "metrics");
     let options = config.options_mut();
     // Names of metrics and dimensions are what their definitions say.
     options.sql_parser.enable_ident_normalization = false;
@@ -295,11 +305,23 @@ fn session(app: &App, principal: &Principal, limits: &SqlLimits, proofs: &Proofs
     for (name, table) in tables(app, principal, proofs)? {
         context.register_table(TableReference::bare(name), Arc::new(table)).map_err(explained)?;
     }
+    if let (Some(catalog), true) = (context.catalog(CATALOG), sees_archives(principal)) {
+        catalog.register_schema(archive::SCHEMA, Arc::new(MemorySchemaProvider::new())).map_err(explained)?;
+        for source in app.definitions()?.sources.values().filter(|source| source.table.is_none()) {
+            let name = TableReference::partial(archive::SCHEMA, source.name.as_str());
+            context.register_table(name, Arc::new(ArchiveTable::new(app, source, proofs))).map_err(explained)?;
+        }
+    }
     Ok(context.state())
 }
 
-/// Every metric at its grain under its own name, and at each rollup as `NAME_1h`. This is the one place that decides what a
-/// query can see: tables of raw events are none of it, nor metrics that cannot be told by rows to whoever may see some only.
+/// Raw events are for whoever may recompute from them: all of them, as rules over rows know dimensions of metrics only.
+fn sees_archives(principal: &Principal) -> bool {
+    principal.scopes.allow(Scope::RecomputeRun) && principal.rows.is_empty()
+}
+
+/// Every metric at its grain under its own name, and at each rollup as `NAME_1h`, but for metrics that cannot be told by rows
+/// to whoever may see some only. This and [`sees_archives`] decide what a query can see.
 fn tables(app: &App, principal: &Principal, proofs: &Proofs) -> Result<BTreeMap<String, MetricTable>, Problem> {
     let catalog = app.definitions()?;
     let mut tables = BTreeMap::new();

@@ -26,12 +26,28 @@ pub(super) struct Bounds {
     pub(super) condition: Option<String>,
 }
 
+/// What the conditions are over: a column of time, and a metric's dimensions.
+#[derive(Clone, Copy)]
+struct Table<'a> {
+    time: &'a str,
+    metric: Option<&'a Metric>,
+}
+
 impl Bounds {
     pub(super) fn of(filters: &[Expr], metric: &Metric) -> Self {
+        Self::over(filters, Table { time: TIME, metric: Some(metric) })
+    }
+
+    /// Of a column of time alone.
+    pub(super) fn of_time(filters: &[Expr], time: &str) -> Self {
+        Self::over(filters, Table { time, metric: None })
+    }
+
+    fn over(filters: &[Expr], table: Table<'_>) -> Self {
         let mut bounds = Self::default();
         let mut conditions: Vec<String> = Vec::new();
         for filter in filters {
-            bounds.add(filter, metric, &mut conditions);
+            bounds.add(filter, table, &mut conditions);
         }
         let mut joined = String::new();
         for condition in conditions {
@@ -43,30 +59,30 @@ impl Bounds {
         bounds
     }
 
-    fn add(&mut self, filter: &Expr, metric: &Metric, conditions: &mut Vec<String>) {
+    fn add(&mut self, filter: &Expr, table: Table<'_>, conditions: &mut Vec<String>) {
         match filter {
             Expr::BinaryExpr(BinaryExpr { left, op: Operator::And, right }) => {
-                self.add(left, metric, conditions);
-                self.add(right, metric, conditions);
+                self.add(left, table, conditions);
+                self.add(right, table, conditions);
             }
             Expr::Between(between) if !between.negated => {
                 let of = |op, bound: &Expr| {
                     Expr::BinaryExpr(BinaryExpr::new(between.expr.clone(), op, Box::new(bound.clone())))
                 };
-                self.add(&of(Operator::GtEq, &between.low), metric, conditions);
-                self.add(&of(Operator::LtEq, &between.high), metric, conditions);
+                self.add(&of(Operator::GtEq, &between.low), table, conditions);
+                self.add(&of(Operator::LtEq, &between.high), table, conditions);
             }
             Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
                 let time = |column: &Expr, op: Operator, literal: &Expr| {
-                    Some((is_time(column).then_some(op)?, micros(literal)?))
+                    Some((is_column(column, table.time).then_some(op)?, micros(literal)?))
                 };
                 let swapped = op.swap().and_then(|op| time(right, op, left));
                 match time(left, *op, right).or(swapped) {
                     Some((op, (floor, exact))) => self.bound(op, floor, exact),
-                    None => conditions.extend(condition(filter, metric)),
+                    None => conditions.extend(table.metric.and_then(|metric| condition(filter, metric))),
                 }
             }
-            _ => conditions.extend(condition(filter, metric)),
+            _ => conditions.extend(table.metric.and_then(|metric| condition(filter, metric))),
         }
     }
 
@@ -90,8 +106,8 @@ impl Bounds {
     }
 }
 
-fn is_time(expr: &Expr) -> bool {
-    matches!(expr, Expr::Column(Column { name, .. }) if name == TIME)
+fn is_column(expr: &Expr, wanted: &str) -> bool {
+    matches!(expr, Expr::Column(Column { name, .. }) if name == wanted)
 }
 
 /// The microsecond at or before an instant, and whether it is the instant.

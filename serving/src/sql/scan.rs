@@ -44,7 +44,7 @@ impl fmt::Display for Passed {
 
 impl std::error::Error for Passed {}
 
-fn passed(problem: Problem) -> DataFusionError {
+pub(super) fn passed(problem: Problem) -> DataFusionError {
     DataFusionError::External(Box::new(Passed(problem)))
 }
 

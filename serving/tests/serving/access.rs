@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream};
+use futures::StreamExt;
 use hyper::{Method, Request};
 use lamina_core::{Clock, Micros};
 use lamina_serving::{
@@ -10,6 +11,7 @@ use lamina_serving::{
     auth::{self, Mode, Rows, Scope, Scopes, keys::NewKey},
 };
 use serde_json::{Value, json};
+use tower::ServiceExt;
 
 use crate::world::{DAY, DEFINITIONS, HOUR, MINUTE, Reply, SECOND, World};
 
@@ -276,6 +278,26 @@ async fn where_credentials_are_required_there_is_no_open_moment() {
     world.store.down.store(true, std::sync::atomic::Ordering::SeqCst);
     let reply = world.by(Some(&key), "GET", "/v1/metrics", "").await;
     assert_eq!(reply.problem(503).0, "store_unavailable", "who asks cannot be told");
+}
+
+/// Whether an event stream ends within this time.
+async fn ends_within(events: &mut BodyDataStream, time: Duration) -> bool {
+    tokio::time::timeout(time, async { while events.next().await.is_some() {} }).await.is_ok()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_stream_ends_with_the_key_that_began_it() {
+    let world = World::with(unlimited()).await;
+    let (_, admin) = world.key(&[Scope::Admin], &[], None).await;
+    let (id, key) = world.key(READ, &[], None).await;
+    let request = Request::builder().uri("/v1/metrics/added/live?window=1h&aggregate=count");
+    let request = request.header("authorization", format!("Bearer {key}")).body(Body::empty()).unwrap();
+    let response = world.router.clone().oneshot(request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let mut events = response.into_body().into_data_stream();
+    assert!(!ends_within(&mut events, Duration::from_secs(120)).await, "it ends by itself");
+    assert_eq!(world.status(Some(&admin), "DELETE", &format!("/v1/keys/{id}")).await, 200);
+    assert!(ends_within(&mut events, Duration::from_secs(10)).await, "it outlives its key");
 }
 
 #[tokio::test]

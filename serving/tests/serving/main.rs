@@ -22,6 +22,7 @@ mod property;
 mod queries;
 mod rows;
 mod sql;
+mod sql_archive;
 mod sql_limits;
 mod sql_oracle;
 mod world;

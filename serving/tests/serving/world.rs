@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Mutex, atomic::Ordering},
 };
 
+use arrow::{array::AsArray, datatypes::TimestampMicrosecondType};
 use async_trait::async_trait;
 use axum::{Router, body::Body};
 use bytes::Bytes;
@@ -16,14 +17,18 @@ use lamina_core::{
     Part, Partition, Scope, SpeedChunks, SpeedKey, Stamp, ViewState,
     clock::ManualClock,
     generation,
-    log::Log,
+    log::{Log, Record},
     store::{self, Commit, Ledgers},
 };
-use lamina_metric::{BatchChunk, Catalog, Layout, Metric, Series, SpeedChunk, States, Versions, View, ViewFold};
+use lamina_metric::{
+    BatchChunk, Catalog, Layout, Metric, Series, SpeedChunk, States, Versions, View, ViewFold, archive,
+    archive::archive_batch,
+};
 use lamina_serving::{
     Config, Deps, Sampler,
     registry::{DefinitionBody, DefinitionKind, Origin, Put, Registry, RegistryError},
 };
+use object_store::{ObjectStoreExt, memory::InMemory};
 use serde_json::Value;
 use tokio::sync::watch;
 use tower::ServiceExt;
@@ -174,9 +179,11 @@ pub(crate) struct World {
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) registry: Arc<NotedRegistry>,
+    /// The archive.
+    pub(crate) files: Arc<InMemory>,
     pub(crate) router: Router,
     pub(crate) sampler: Sampler,
-    id: LogId,
+    pub(crate) id: LogId,
     /// Flushes of the open epoch, per partition: the deltas so far.
     marks: BTreeMap<Partition, Mark>,
     _catalogs: watch::Sender<Arc<Catalog>>,
@@ -197,12 +204,14 @@ impl World {
         let catalog = Arc::new(catalog.unwrap_or_else(|errors| panic!("{errors:?}")));
         let (store, log) = (Arc::new(MemoryStore::default()), Arc::new(MemoryLog::default()));
         let topic = log.ensure_topic("edits", PARTITIONS).await.unwrap();
+        let files = Arc::new(InMemory::new());
         let (clock, registry) = (Arc::new(ManualClock::default()), Arc::new(NotedRegistry::default()));
         let (sender, receiver) = watch::channel(Arc::clone(&catalog));
         let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
         let deps = Deps {
             log: Arc::clone(&log) as _,
             store: Arc::clone(&store) as _,
+            archive: Arc::clone(&files) as _,
             catalog: receiver,
             registry: Arc::clone(&registry) as _,
             clock: Arc::clone(&clock) as _,
@@ -216,6 +225,7 @@ impl World {
             clock,
             catalog,
             registry,
+            files,
             router,
             sampler,
             id,
@@ -374,12 +384,33 @@ impl World {
             }
         }
         SpeedChunks::put(&*self.store, &chunks, Stamp { at: open.opened_at, ttl: 1 }).await.unwrap();
-        let counts = Counts { accepted: end - open.start, ..Counts::default() };
-        let archive = Archive { path: "x".into(), bytes: 0, checksum: 0, counts, event_time: None, last_record: None };
+        let archive = self.archived(partition, open.start..end).await;
         let ledger = self.store.load(&self.id, partition, Consistency::Serial).await.unwrap();
         let change = ledger.seal(open.id, end, archive, self.epoch(end), 0).unwrap();
         assert_eq!(self.store.commit(&self.id, partition, &change).await.unwrap(), Commit::Applied);
         self.marks.remove(&partition);
+    }
+
+    /// Writes the archive's file of these records.
+    async fn archived(&self, partition: Partition, range: std::ops::Range<Offset>) -> Archive {
+        let source = &self.catalog.sources["edits"];
+        let records = self.log.records("edits", partition);
+        let records: Vec<Record> = records.into_iter().filter(|record| range.contains(&record.offset)).collect();
+        let wanted: Vec<(Offset, &[u8])> = records.iter().map(|record| (record.offset, &*record.payload)).collect();
+        let decoded = source.decode(partition, &wanted);
+        let rows =
+            archive_batch(source, partition, range.start, &records, &decoded, &vec![false; records.len()]).unwrap();
+        let mut writer = archive::writer(&rows.schema()).unwrap();
+        writer.write(&rows).unwrap();
+        let file = writer.into_inner().unwrap();
+        let times = decoded.events.column_by_name("_time").unwrap().as_primitive::<TimestampMicrosecondType>();
+        let event_time = times.values().iter().min().copied().zip(times.values().iter().max().copied());
+        let accepted = decoded.events.num_rows() as u64;
+        let counts = Counts { accepted, dead: records.len() as u64 - accepted, ..Counts::default() };
+        let path = format!("edits/{partition}/{}-{}.parquet", range.start, range.end);
+        let (bytes, checksum) = (file.len() as u64, crc32fast::hash(&file));
+        self.files.put(&path.as_str().into(), file.into()).await.unwrap();
+        Archive { path, bytes, checksum, counts, event_time, last_record: None }
     }
 
     /// A batch run over everything sealed. Without `publish` it dies after writing about half of its chunks.

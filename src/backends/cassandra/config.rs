@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use lamina_core::StoreError;
 
-use super::mode::WriteConsistency;
+use super::{TlsFiles, WriteConsistency};
 
 /// How to reach a Cassandra cluster.
 #[derive(Clone)]
@@ -20,6 +20,8 @@ pub struct CassandraConfig {
     pub replication_factor: u32,
     pub username: Option<String>,
     pub password: Option<String>,
+    /// Encrypted and authenticated connections, if there are any files for it.
+    pub tls: Option<TlsFiles>,
     /// How long one statement may take, repetitions included.
     pub request_timeout: Duration,
     /// How many statements may be under way at a time; more of them wait.
@@ -36,6 +38,7 @@ impl Default for CassandraConfig {
             replication_factor: 1,
             username: None,
             password: None,
+            tls: None,
             request_timeout: Duration::from_secs(3),
             in_flight: 512,
         }
@@ -80,6 +83,7 @@ impl fmt::Debug for CassandraConfig {
             .field("write_consistency", &self.write_consistency)
             .field("replication_factor", &self.replication_factor)
             .field("username", &self.username)
+            .field("tls", &self.tls)
             .field("request_timeout", &self.request_timeout)
             .field("in_flight", &self.in_flight)
             .finish_non_exhaustive()

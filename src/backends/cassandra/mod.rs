@@ -21,6 +21,8 @@ pub mod skew;
 mod speed;
 mod table_value;
 pub mod tables;
+mod tls;
+mod trace;
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -39,6 +41,7 @@ pub use self::{
     config::CassandraConfig,
     mode::WriteConsistency,
     schema::{change_write_consistency, migrate},
+    tls::TlsFiles,
 };
 
 /// How many statements of one call are under way at a time.

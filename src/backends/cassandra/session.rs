@@ -21,8 +21,9 @@ use scylla::{
     value::{CqlValue, Row},
 };
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tracing::Instrument;
 
-use super::{CONCURRENCY, config::CassandraConfig, errors};
+use super::{CONCURRENCY, config::CassandraConfig, errors, trace};
 
 /// How long opening a session may take as a whole.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -68,6 +69,10 @@ impl Connection {
             .tcp_nodelay(true);
         if let (Some(username), Some(password)) = (&config.username, &config.password) {
             builder = builder.user(username, password);
+        }
+        if let Some(files) = &config.tls {
+            let tls = files.open().map_err(|error| StoreError::Refused(format!("store.tls: {error}")))?;
+            builder = builder.tls_context(Some(tls));
         }
         let points = config.contact_points.join(", ");
         let session = tokio::time::timeout(OPEN_TIMEOUT, builder.build())
@@ -144,7 +149,8 @@ impl Connection {
         values: impl SerializeRow,
     ) -> Result<(), StoreError> {
         let _permit = self.permit().await?;
-        self.session.execute_unpaged(statement, values).await.map(drop).map_err(errors::repeatable)
+        let sent = self.session.execute_unpaged(statement, values).instrument(trace::of(statement)).await;
+        sent.map(drop).map_err(errors::repeatable)
     }
 
     /// Upserts into one Cassandra partition, in one request.
@@ -152,7 +158,8 @@ impl Connection {
         batch.set_is_idempotent(true);
         batch.set_consistency(self.writes);
         let _permit = self.permit().await?;
-        self.session.batch(&batch, values).await.map(drop).map_err(errors::repeatable)
+        let sent = self.session.batch(&batch, values).instrument(trace::of_batch(&batch)).await;
+        sent.map(drop).map_err(errors::repeatable)
     }
 
     pub(super) async fn change(
@@ -161,7 +168,7 @@ impl Connection {
         values: impl SerializeRow,
     ) -> Result<Commit, StoreError> {
         let _permit = self.permit().await?;
-        outcome(self.session.execute_unpaged(statement, values).await)
+        outcome(self.session.execute_unpaged(statement, values).instrument(trace::of(statement)).await)
     }
 
     /// A conditional batch within one Cassandra partition.
@@ -175,7 +182,7 @@ impl Connection {
         batch.set_consistency(self.writes);
         batch.set_serial_consistency(Some(SerialConsistency::Serial));
         let _permit = self.permit().await?;
-        outcome(self.session.batch(&batch, values).await)
+        outcome(self.session.batch(&batch, values).instrument(trace::of_batch(&batch)).await)
     }
 
     /// One page of rows, and where the next begins.
@@ -186,7 +193,7 @@ impl Connection {
         from: PagingState,
     ) -> Result<(QueryRowsResult, Option<PagingState>), StoreError> {
         let _permit = self.permit().await?;
-        let page = self.session.execute_single_page(statement, &values, from).await;
+        let page = self.session.execute_single_page(statement, &values, from).instrument(trace::of(statement)).await;
         let (page, next) = page.map_err(errors::repeatable)?;
         let next = match next.into_paging_control_flow() {
             ControlFlow::Continue(next) => Some(next),
