@@ -1,6 +1,6 @@
 # Every command that a person or CI runs. `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run test client simulate chaos lint up down status bench setup
+.PHONY: help run test client simulate chaos lint up down status bench load setup
 
 # What `make chaos` plays; all of them is SCENARIO=all
 SCENARIO := ci
@@ -56,6 +56,10 @@ bench: setup ## end-to-end measurements, and a recompute beside its peers, about
 	cargo build --bin lamina
 	@deploy/local/with.sh python3 bench/end_to_end.py
 	@$$(deploy/local/peers.sh) bench/recompute.py
+
+load: setup ## queries under load on Kafka and Cassandra, beside the same reads straight from Cassandra, about fifteen minutes
+	cargo build --bin lamina --bin plain
+	@oha="$$(deploy/local/oha.sh)" && deploy/local/with.sh python3 bench/load.py --oha "$$oha"
 
 chaos: setup ## hurt a running lamina and check every answer: SCENARIO=name; see docs/chaos.md
 	cargo build --workspace --bins

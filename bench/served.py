@@ -1,5 +1,6 @@
 """A `lamina serve` of our own: configuration, start, stop."""
 
+import copy
 import os
 import pathlib
 import re
@@ -15,14 +16,21 @@ HERE = pathlib.Path(__file__).resolve().parent
 SOURCE, METRIC = "servers", "readings"
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 class Lamina:
-    def __init__(self, options, folder, real, name):
-        self.options, self.folder, self.real, self.name = options, folder, real, name
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+    # Of topic and keyspace.
+    owner = True
+
+    def __init__(self, options, folder, real, name, definitions="metrics.toml"):
+        self.options, self.folder, self.real, self.name, self.roles = options, folder, real, name, []
+        self.port = free_port()
         self.topic = f"bench-servers-{name}"
-        definitions = (HERE / "metrics.toml").read_text(encoding="utf-8")
+        definitions = (HERE / definitions).read_text(encoding="utf-8")
         definitions = re.sub(r'(?m)^topic = "[^"]*"', f'topic = "{self.topic}"', definitions)
         (folder / "metrics.toml").write_text(definitions, encoding="utf-8")
         self.config = folder / "lamina.toml"
@@ -36,9 +44,18 @@ class Lamina:
                 raise RuntimeError(f"lamina migrate failed; see {folder / 'lamina.log'}")
         self.start()
 
+    def beside(self, role, *settings):
+        """Another process of the same configuration, with one role and a port of its own."""
+        other = copy.copy(self)
+        other.port, other.roles, other.owner = free_port(), ["--role", role], False
+        other.environment = self.environment | dict(each.split("=", 1) for each in settings)
+        other.environment["LAMINA__HTTP__LISTEN"] = f"127.0.0.1:{other.port}"
+        other.start()
+        return other
+
     def start(self):
         self.process = subprocess.Popen(
-            self._command("serve"), env=self.environment, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
+            self._command("serve") + self.roles, env=self.environment, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
         )
         self.pid = self.process.pid
 
@@ -85,6 +102,8 @@ class Lamina:
     def close(self):
         """Stops it, and deletes its topic and keyspace. Seconds that the stop took."""
         took = self.stop()
+        if not self.owner:
+            return took
         self.log.close()
         if self.real:
             backends.delete_topic(self.options.kafka, self.topic)
