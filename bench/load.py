@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import random
 import sqlite3
 import subprocess
 import sys
@@ -24,6 +25,9 @@ from http_client import Client, Refused
 from served import HERE, Lamina, free_port
 
 HOSTS, MINUTE, HOUR = 1_500, 60_000, 3_600_000
+# Of one load.
+MOST_URLS = 20_000
+OVERLOAD_CONNECTIONS = 1_000
 EVENTS_PATH = "/v1/sources/hosts/events"
 RESULTS = HERE / "results"
 # Of a rate that is held: this part of its requests is answered within so many ms, and none is refused.
@@ -40,20 +44,21 @@ def main():
     result = {"run": run, "machine": machine.description(options.profile), "options": vars(options), "load_before": machine.load()}
     folder = RESULTS / f"{run}.run"
     folder.mkdir()
-    lamina = cold = plain = None
+    lamina = beside = plain = None
     try:
         lamina = Lamina(options, folder, True, run, definitions="load.toml")
         lamina.wait_until_ready()
         say(f"{HOSTS * options.hours * 60:,} events into lamina")
         fill(options, lamina, since, to)
-        cold = lamina.beside("serving", "LAMINA__SERVING__CACHE_MIB=0")
-        cold.wait_until_ready()
+        beside = lamina.beside("serving")
+        beside.wait_until_ready()
         say("the same rows into plain tables")
         plain = Plain(options, f"{run}_plain", since)
         targets = {
-            "plain Cassandra": Target(plain.port, plain.url),
-            "lamina, warm": Target(lamina.port, lamina_url),
-            "lamina, cold": Target(cold.port, lamina_url),
+            "plain Cassandra": Target(plain.port, plain.url, {}),
+            "lamina, warm": Target(lamina.port, lamina_url, {}),
+            # Ranges that hardly anybody asked for before: what batch has is read from the store each time.
+            "lamina, cold": Target(beside.port, lamina_url, {"point": range(0, 360), "hosts": range(0, options.hours // 2)}),
         }
         result["reads"] = {}
         for kind in ("point", "hosts"):
@@ -61,10 +66,10 @@ def main():
             result["reads"][kind] = {
                 name: measure(options, name, target, kind, since, to) for name, target in targets.items()
             }
-        result["overload"] = overload(options, lamina, cold, result["reads"]["point"]["lamina, warm"]["held_per_s"], since, to)
+        result["overload"] = overload(options, lamina, beside, result["reads"]["point"]["lamina, warm"]["held_per_s"], since, to)
         result["peak_resident_mib"] = machine.peak_resident_mib(lamina.pid)
     finally:
-        for each in (plain, cold, lamina):
+        for each in (plain, beside, lamina):
             each and each.close()
         path = RESULTS / f"{run}.json"
         path.write_text(json.dumps(result, indent=2, default=str) + "\n", encoding="utf-8")
@@ -171,13 +176,18 @@ def lamina_url(kind, host, since, to):
 
 
 class Target:
-    def __init__(self, port, path):
-        self.port, self.path = port, path
+    """Where to ask, and by how many minutes (of all hosts: hours) ranges begin later."""
+
+    def __init__(self, port, path, later):
+        self.port, self.path, self.later = port, path, later
 
     def urls(self, kind, since, to):
-        """A point read of each host; of all hosts there is one question."""
+        """A point read of each host; of all hosts there is one question. Ranges that begin later end later, too."""
         hosts = range(HOSTS) if kind == "point" else [0]
-        return [f"http://127.0.0.1:{self.port}{self.path(kind, host, since, to)}" for host in hosts]
+        unit = MINUTE if kind == "point" else HOUR
+        starts = [since + later * unit for later in self.later.get(kind, [0])]
+        paths = (self.path(kind, host, start, to) for host in hosts for start in starts)
+        return random.sample(urls := [f"http://127.0.0.1:{self.port}{path}" for path in paths], min(len(urls), MOST_URLS))
 
 
 def same(targets, kind, since, to):
@@ -197,7 +207,7 @@ def measure(options, name, target, kind, since, to):
     urls = target.urls(kind, since, to)
     say(f"{kind}: {name}: steady")
     # Each once, so that what can be warm is.
-    oha(options, urls, max(1, len(urls) // 100), options.rate, 1)
+    oha(options, urls, min(15, max(1, len(urls) // 100)), options.rate)
     steady = oha(options, urls, options.seconds, options.rate)
     say(f"{kind}: {name}: the highest rate")
     held, tried = highest(options, urls)
@@ -225,7 +235,7 @@ def highest(options, urls):
     return low, tried
 
 
-def oha(options, urls, seconds, rate, requests=None):
+def oha(options, urls, seconds, rate):
     """(ms since the request was due, status) of every request; status 0 if there was no answer."""
     with tempfile.TemporaryDirectory() as folder:
         listed, database = pathlib.Path(folder) / "urls", pathlib.Path(folder) / "requests.db"
@@ -278,6 +288,8 @@ def overload(options, lamina, beside, held, since, to):
 
     feeding = threading.Thread(target=feed)
     feeding.start()
+    # Each on a connection of its own: what waits, waits in lamina.
+    options.connections = OVERLOAD_CONNECTIONS
     requests = oha(options, lamina_urls(lamina, since, to), options.overload_seconds, rate)
     stop.set()
     feeding.join()
@@ -287,7 +299,7 @@ def overload(options, lamina, beside, held, since, to):
 
 
 def lamina_urls(lamina, since, to):
-    return Target(lamina.port, lamina_url).urls("point", since, to)
+    return Target(lamina.port, lamina_url, {}).urls("point", since, to)
 
 
 def counts(requests):

@@ -7,7 +7,7 @@ place=$cache_dir/oha-$OHA_VERSION
 
 if [ ! -x "$place/bin/oha" ]; then
     say "oha: building $OHA_VERSION (once, a few minutes)"
-    CARGO_TARGET_DIR=$place/build cargo install oha --locked --version "$OHA_VERSION" --no-default-features --root "$place" >&2
+    CARGO_TARGET_DIR=$place/build cargo install oha --locked --version "$OHA_VERSION" --root "$place" >&2
     rm -rf "$place/build"
 fi
 echo "$place/bin/oha"

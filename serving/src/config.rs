@@ -101,7 +101,7 @@ impl Default for Config {
             max_events: 1_000_000,
             max_concurrent: 256,
             max_queued: 256,
-            queue_wait: Duration::from_secs(1),
+            queue_wait: Duration::from_millis(50),
             rate: Rate::default(),
             tls: None,
             auth: auth::Config::default(),

@@ -12,6 +12,7 @@ mod app;
 pub mod auth;
 mod body;
 mod chunks;
+mod coalesce;
 mod config;
 mod http;
 mod instant;
