@@ -8,7 +8,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream};
 
 use crate::{
     cut::Cut,
-    generation::{self, Published, ViewState},
+    generation::{self, Published},
     ids::{Generation, LogId, Micros, Partition, Shard, ViewId},
     ledger::Ledger,
     rules::{self, Rule},
@@ -33,29 +33,6 @@ pub enum ReadError {
     ChunkMissing { view: ViewId, shard: Shard, partition: Partition, epoch: crate::EpochId },
     #[error("inputs kept changing: {ATTEMPTS} attempts did not fit together")]
     NeverSettled,
-}
-
-/// What snapshots are taken of: the store, or something that asks it once for several readers. No answer may be older than the
-/// question.
-#[async_trait]
-pub trait Positions: Send + Sync {
-    /// A ledger, then the mark of its open epoch.
-    async fn taken(&self, log: &LogId, partition: Partition, consistency: Consistency) -> Result<Taken, StoreError>;
-
-    async fn view(&self, view: &ViewId) -> Result<ViewState, StoreError>;
-}
-
-#[async_trait]
-impl<D: Ledgers + SpeedChunks + Documents + ?Sized> Positions for D {
-    async fn taken(&self, log: &LogId, partition: Partition, consistency: Consistency) -> Result<Taken, StoreError> {
-        let ledger = self.load(log, partition, consistency).await?;
-        let mark = open_mark(self, log, partition, &ledger).await?;
-        Ok(Taken { ledger, mark })
-    }
-
-    async fn view(&self, view: &ViewId) -> Result<ViewState, StoreError> {
-        Ok(generation::load_view(self, view).await?.1)
-    }
 }
 
 /// Where decoded chunks come from: the store, or a cache in front of it.
@@ -138,7 +115,7 @@ pub struct Inputs<S, B> {
 /// As the store; [`ReadError::ChunkMissing`] if a chunk that counts is gone.
 pub async fn read<D, C>(store: &D, chunks: &C, request: &Request<'_>) -> Result<Inputs<C::Speed, C::Batch>, ReadError>
 where
-    D: Positions + ?Sized,
+    D: Ledgers + SpeedChunks + Documents + ?Sized,
     C: Chunks + ?Sized,
 {
     let mut inputs = read_together(store, chunks, std::slice::from_ref(request)).await?;
@@ -157,7 +134,7 @@ pub async fn read_together<D, C>(
     requests: &[Request<'_>],
 ) -> Result<Vec<Inputs<C::Speed, C::Batch>>, ReadError>
 where
-    D: Positions + ?Sized,
+    D: Ledgers + SpeedChunks + Documents + ?Sized,
     C: Chunks + ?Sized,
 {
     let mut missing = None;
@@ -188,7 +165,7 @@ async fn attempt_read<D, C>(
     again: bool,
 ) -> Result<Attempt<C::Speed, C::Batch>, ReadError>
 where
-    D: Positions + ?Sized,
+    D: Ledgers + SpeedChunks + Documents + ?Sized,
     C: Chunks + ?Sized,
 {
     let Some(snapshots) = take_fitting(store, requests, again).await? else { return Ok(Attempt::Stale) };
@@ -227,7 +204,7 @@ pub async fn peek<D, C>(
     request: &Request<'_>,
 ) -> Result<Option<Inputs<C::Speed, C::Batch>>, ReadError>
 where
-    D: Positions + ?Sized,
+    D: Ledgers + SpeedChunks + Documents + ?Sized,
     C: Chunks + ?Sized,
 {
     let taken = take_fitting(store, std::slice::from_ref(request), false).await?.and_then(|mut taken| taken.pop());
@@ -239,7 +216,7 @@ where
 /// Snapshots of all requests over ledgers taken once, or `None` if one of them is stale.
 async fn take_fitting<D>(store: &D, requests: &[Request<'_>], again: bool) -> Result<Option<Vec<Snapshot>>, ReadError>
 where
-    D: Positions + ?Sized,
+    D: Ledgers + SpeedChunks + Documents + ?Sized,
 {
     let snapshots = take_together(store, requests, again).await?;
     for (request, snapshot) in requests.iter().zip(&snapshots) {
@@ -256,7 +233,7 @@ where
 /// As the store.
 pub async fn take<D>(store: &D, request: &Request<'_>, again: bool) -> Result<Snapshot, ReadError>
 where
-    D: Positions + ?Sized,
+    D: Ledgers + SpeedChunks + Documents + ?Sized,
 {
     let mut taken = take_together(store, std::slice::from_ref(request), again).await?;
     taken.pop().ok_or(ReadError::NeverSettled)
@@ -265,12 +242,12 @@ where
 /// The published generation of every view, then each ledger once.
 async fn take_together<D>(store: &D, requests: &[Request<'_>], again: bool) -> Result<Vec<Snapshot>, ReadError>
 where
-    D: Positions + ?Sized,
+    D: Ledgers + SpeedChunks + Documents + ?Sized,
 {
     let Some(first) = requests.first() else { return Ok(Vec::new()) };
     let mut published = Vec::with_capacity(requests.len());
     for request in requests {
-        let state = store.view(request.view).await?;
+        let (_, state) = generation::load_view(store, request.view).await?;
         if !state.published.is_of(request.log) {
             return Err(ReadError::OtherLog { view: request.view.clone(), log: request.log.clone() });
         }
@@ -278,8 +255,11 @@ where
     }
     let consistency = if again { Consistency::Serial } else { Consistency::Quorum };
     let ledgers = first.partitions.iter().map(|&partition| {
-        let taking =
-            async move { Ok::<_, StoreError>((partition, store.taken(first.log, partition, consistency).await?)) };
+        let taking = async move {
+            let ledger = store.load(first.log, partition, consistency).await?;
+            let mark = open_mark(store, first.log, partition, &ledger).await?;
+            Ok::<_, StoreError>((partition, Taken { ledger, mark }))
+        };
         taking.boxed()
     });
     let ledgers: Reads<'_, _> = ledgers.collect();
@@ -296,12 +276,13 @@ where
 /// Whether the view's first publication came between the two reads, and what it covers has left the ledgers.
 async fn was_published_meanwhile<D>(store: &D, request: &Request<'_>, snapshot: &Snapshot) -> Result<bool, StoreError>
 where
-    D: Positions + ?Sized,
+    D: Documents + ?Sized,
 {
     if !snapshot.begins_late() {
         return Ok(false);
     }
-    Ok(store.view(request.view).await?.published.generation > 0)
+    let (_, state) = generation::load_view(store, request.view).await?;
+    Ok(state.published.generation > 0)
 }
 
 /// The mark of a ledger's open epoch.

@@ -14,7 +14,7 @@ use crate::{
     ledger::{Change, Epoch, Ledger},
 };
 
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The store does not answer; a read may be repeated, and so may a write whose key fixes its bytes.
     #[error("view store is unreachable: {0}")]

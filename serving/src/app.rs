@@ -12,7 +12,6 @@ use crate::{
     Config,
     auth::{Access, audit::AuditLog},
     chunks::CachedChunks,
-    coalesce::Coalesced,
     http::movements::Movements,
     limits::Rates,
     live::Live,
@@ -46,8 +45,6 @@ pub(crate) struct App(Arc<Parts>);
 pub(crate) struct Parts {
     pub(crate) deps: Deps,
     pub(crate) config: Config,
-    /// Of ledgers and views.
-    pub(crate) positions: Coalesced,
     pub(crate) chunks: CachedChunks,
     /// Answers of which pages are still to be asked for.
     pub(crate) pages: Pages,
@@ -80,7 +77,6 @@ impl Deref for App {
 impl App {
     pub(crate) fn new(deps: Deps, config: &Config) -> Self {
         Self(Arc::new(Parts {
-            positions: Coalesced::new(Arc::clone(&deps.store)),
             chunks: CachedChunks::new(Arc::clone(&deps.store), config.cache_bytes),
             pages: Pages::new(config.page_bytes),
             live: Live::new(config.max_live_queries, config.max_live_clients),

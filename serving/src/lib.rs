@@ -12,7 +12,6 @@ mod app;
 pub mod auth;
 mod body;
 mod chunks;
-mod coalesce;
 mod config;
 mod http;
 mod instant;

@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, time::Duration};
 use axum::http::StatusCode;
 use bytes::Bytes;
 use lamina_core::{
-    LogId, Partition, SPANS, Shard, ViewState,
-    read::{self, Positions, Request},
+    LogId, Partition, SPANS, Shard, ViewState, generation,
+    read::{self, Request},
     rules::{self, Rule},
 };
 use lamina_metric::{Metric, Series, Source, View};
@@ -92,7 +92,7 @@ async fn read_source(app: &App, parts: &[&Part], params: &Params, deadline: Inst
             // Below a horizon that rose meanwhile, chunks may have gone before they were read.
             let mut rose = false;
             for (plan, state) in &planned {
-                let after = app.positions.view(&plan.view.id).await?;
+                let (_, after) = generation::load_view(&*app.deps.store, &plan.view.id).await?;
                 rose |= after.rose_since(state, plan.width);
             }
             if !rose {
@@ -120,7 +120,7 @@ pub(crate) async fn peek(app: &App, question: &Question) -> Result<Option<Vec<Pa
         let partitions = partitions_of(app, &plan.metric.source).await?;
         let wanted = Wanted::of(&plan);
         let request = wanted.request(app, &plan, &partitions);
-        let peeked = within(app, async { Ok(read::peek(&app.positions, &app.chunks, &request).await?) }).await?;
+        let peeked = within(app, async { Ok(read::peek(&*app.deps.store, &app.chunks, &request).await?) }).await?;
         let Some(read) = peeked else { return Ok(None) };
         drop(wanted);
         all.push(PartRead { log: partitions.log, plan, read });
@@ -136,7 +136,7 @@ async fn choose(app: &App, part: &Part, views: &[&View]) -> Result<(Plan, ViewSt
         if smallest.as_ref().is_some_and(|(plan, _)| plan.cut_by().any(|(rule, _)| rule.concerns(view))) {
             continue;
         }
-        let state = app.positions.view(&view.id).await?;
+        let (_, state) = generation::load_view(&*app.deps.store, &view.id).await?;
         let plan = Plan::of(part, view, &state)?;
         if plan.expired.is_empty() {
             return Ok((plan, state));
@@ -191,12 +191,12 @@ async fn read_at(
         plans.iter().zip(&wanted).map(|(plan, wanted)| wanted.request(app, plan, partitions)).collect();
     let reading = async {
         if let Some(request) = requests.first().filter(|_| !tokens.is_empty()) {
-            let positions = read::take(&app.positions, request, false).await?.positions();
+            let positions = read::take(&*app.deps.store, request, false).await?.positions();
             if !tokens.iter().all(|token| token.reached(&positions)) && rules::on(Rule::AtLeastIsChecked) {
                 return Ok(None);
             }
         }
-        let read = read::read_together(&app.positions, &app.chunks, &requests).await?;
+        let read = read::read_together(&*app.deps.store, &app.chunks, &requests).await?;
         // A takeover may have set the open tail back between the two.
         let reached = read.iter().all(|read| {
             let positions = read.snapshot.positions();
