@@ -382,8 +382,8 @@ fn a_wrong_request_is_a_problem_that_names_what_is_allowed() {
     let lamina = world.start();
     let path = |query: &str| format!("/v1/metrics/bytes/query?{query}");
     for (path, status, code, names) in [
-        (format!("/v1/metrics/nope/query?{RANGE}"), 404, "unknown_metric", "there are bytes"),
-        ("/v1/metrics/nope".to_owned(), 404, "unknown_metric", "there are bytes"),
+        (format!("/v1/metrics/nope/query?{RANGE}"), 404, "unknown_metric", "GET /v1/metrics lists"),
+        ("/v1/metrics/nope".to_owned(), 404, "unknown_metric", "GET /v1/metrics lists"),
         ("/v1/sources/nope".to_owned(), 404, "unknown_source", "there are hits"),
         ("/v1/nothing".to_owned(), 404, "not_found", "/v1/nothing"),
         (path("to=2020-01-02T00:00:00Z"), 400, "bad_parameter", "`from`"),
@@ -633,7 +633,7 @@ fn the_command_line_exits_with_what_came_of_it() {
     let (code, _, errors) = run(&["freshness", "--server", &lamina.url]);
     assert_eq!(code, 0, "{errors}");
     let (code, _, errors) = ask(&lamina.url, "nope");
-    assert!(code == 1 && errors.contains("unknown_metric") && errors.contains("bytes"), "{code}: {errors}");
+    assert!(code == 1 && errors.contains("unknown_metric") && errors.contains("/v1/metrics"), "{code}: {errors}");
     fs::write(path("mixed.ndjson"), event(0) + "\n{broken\n").unwrap();
     let (code, token, errors) = run(&["ingest", "--server", &lamina.url, "--source", "hits", &path("mixed.ndjson")]);
     assert!(code == 1 && !token.is_empty() && errors.contains("1 events acknowledged, 1 rejected"), "{code}: {errors}");
