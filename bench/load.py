@@ -63,18 +63,22 @@ def main():
         result["reads"] = {}
         for kind in ("point", "hosts"):
             same(targets, kind, since, to)
-            result["reads"][kind] = {
-                name: measure(options, name, target, kind, since, to) for name, target in targets.items()
-            }
+            result["reads"][kind] = {}
+            for name, target in targets.items():
+                result["reads"][kind][name] = measure(options, name, target, kind, since, to)
         result["overload"] = overload(options, lamina, beside, result["reads"]["point"]["lamina, warm"]["held_per_s"], since, to)
         result["peak_resident_mib"] = machine.peak_resident_mib(lamina.pid)
     finally:
-        for each in (plain, beside, lamina):
-            each and each.close()
         path = RESULTS / f"{run}.json"
         path.write_text(json.dumps(result, indent=2, default=str) + "\n", encoding="utf-8")
         say(f"written to {path}")
-    print(table(result))
+        if "reads" in result:
+            print(table(result), flush=True)
+        for each in filter(None, (plain, beside, lamina)):
+            try:
+                each.close()
+            except OSError as error:
+                say(f"not tidied up: {error}")
 
 
 def parse():
@@ -312,7 +316,7 @@ def counts(requests):
 def table(result):
     lines = [f"\n{'read':8}{'from':18}{'p50 ms':>9}{'p99 ms':>9}{'of plain':>10}{'held/s':>9}{'of plain':>10}"]
     for kind, targets in result["reads"].items():
-        limit = targets["plain Cassandra"]
+        limit = targets.get("plain Cassandra")
         for name, found in targets.items():
             steady = found["steady"]
             ratio = lambda own, other: f"{own / other:.2f}" if own and other else "-"
@@ -320,7 +324,8 @@ def table(result):
                 f"{kind:8}{name:18}{steady['p50_ms'] or 0:9}{steady['p99_ms'] or 0:9}{ratio(steady['p99_ms'], limit['steady']['p99_ms']):>10}"
                 f"{found['held_per_s']:9}{ratio(found['held_per_s'], limit['held_per_s']):>10}"
             )
-    over = result["overload"]
+    if not (over := result.get("overload")):
+        return "\n".join(lines)
     lines.append(
         f"\nten times the rate ({over['rate']}/s): {over['per_s']}/s admitted, p99 {over['p99_ms']} ms, at most {over['max_ms']} ms; "
         f"{over['refused']} refused, p99 {over['refused_p99_ms']} ms, at most {over['refused_max_ms']} ms; events visible after at most {over['lag_s']['max']} s"
