@@ -55,7 +55,7 @@ pub use fold::ViewFold;
 pub use infer::infer;
 pub use measure::Measure;
 pub use metric::{Dimension, Metric, MetricError, Prepared, View};
-pub use select::{EventFilter, SeriesFilter};
+pub use select::{EventFilter, SeriesFilter, dimension_array};
 pub use series::{DimensionValue, FastHash, OVERFLOW, Series};
 pub use source::Source;
 pub use state::{Layout, StateError, States};

@@ -110,7 +110,7 @@ impl SeriesFilter {
         let column = |&at: &usize| {
             let place = view.iter().position(|&own| own == at);
             let place = place.ok_or_else(|| format!("the view has no dimension `{}`", dimensions[at].name))?;
-            Ok(array(&dimensions[at].data_type, values.iter().map(|values| values.get(place))))
+            Ok(dimension_array(&dimensions[at].data_type, values.iter().map(|values| values.get(place))))
         };
         let arrays = self.columns.iter().map(column).collect::<Result<Vec<_>, String>>()?;
         let options = RecordBatchOptions::new().with_row_count(Some(series.len()));
@@ -126,7 +126,7 @@ impl SeriesFilter {
 }
 
 /// A dimension's column; values of another type (`$overflow` in a dimension that is no text) are null.
-fn array<'a>(data_type: &DataType, values: impl Iterator<Item = Option<&'a DimensionValue>>) -> ArrayRef {
+pub fn dimension_array<'a>(data_type: &DataType, values: impl Iterator<Item = Option<&'a DimensionValue>>) -> ArrayRef {
     match data_type {
         DataType::Int64 => Arc::new(Int64Array::from_iter(values.map(|value| match value {
             Some(DimensionValue::Int(value)) => Some(*value),

@@ -1,7 +1,7 @@
 //! What a request does, as spans of OpenTelemetry, and whose trace it belongs to.
 //!
 //! Spans are those of `tracing`, at level DEBUG; names and attributes are OpenTelemetry's semantic conventions for HTTP.
-//! OpenTelemetry itself is used here only: its interface for traces still changes.
+//! OpenTelemetry itself is used here and where spans are exported, and nowhere else: its interface for traces still changes.
 
 use axum::{
     body::Body,

@@ -56,9 +56,9 @@ pub(crate) async fn guard(State(app): State<App>, mut request: Request, next: Ne
         }
         Ok(()) => {
             request.extensions_mut().insert(principal.clone());
-            let headers = request.headers().clone();
+            let credentials = lasting::credentials(request.headers());
             let response = run(&app, endpoint.effect, note, request, next).await;
-            lasting::while_allowed(&app, &headers, &principal, response)
+            lasting::while_allowed(&app, credentials, &principal, response)
         }
     };
     limits::describe(&mut response, left);

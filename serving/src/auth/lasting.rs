@@ -18,17 +18,22 @@ const LOOK: Duration = Duration::from_secs(5);
 
 struct Lasting {
     app: App,
-    /// With the credentials.
-    headers: HeaderMap,
+    credentials: HeaderMap,
     asked: Principal,
     events: BodyDataStream,
     look: Interval,
 }
 
+/// What of a request's headers says who asks.
+pub(super) fn credentials(headers: &HeaderMap) -> HeaderMap {
+    let given = headers.get_all(header::AUTHORIZATION).iter();
+    given.map(|value| (header::AUTHORIZATION, value.clone())).collect()
+}
+
 /// The response as it is, or an event stream that ends when the credentials are not what they were.
 pub(super) fn while_allowed(
     app: &App,
-    headers: &HeaderMap,
+    credentials: HeaderMap,
     asked: &Principal,
     response: Response<Body>,
 ) -> Response<Body> {
@@ -36,11 +41,9 @@ pub(super) fn while_allowed(
     if !kind.is_some_and(|kind| kind.starts_with(b"text/event-stream")) {
         return response;
     }
-    let credentials = headers.get_all(header::AUTHORIZATION).iter();
-    let headers = credentials.map(|value| (header::AUTHORIZATION, value.clone())).collect();
     let (app, asked) = (app.clone(), asked.clone());
     response.map(|body| {
-        let lasting = Lasting { app, headers, asked, events: body.into_data_stream(), look: interval(LOOK) };
+        let lasting = Lasting { app, credentials, asked, events: body.into_data_stream(), look: interval(LOOK) };
         Body::from_stream(stream::unfold(lasting, |mut lasting| async move {
             let event = lasting.next().await?;
             Some((event, lasting))
@@ -53,15 +56,15 @@ impl Lasting {
         loop {
             tokio::select! {
                 event = self.events.next() => return event,
-                _ = self.look.tick() => if !may_still(&self.app, &self.headers, &self.asked).await { return None },
+                _ = self.look.tick() => if !may_still(&self.app, &self.credentials, &self.asked).await { return None },
             }
         }
     }
 }
 
 /// Only a clear no ends it: nobody is thrown out since the store is away.
-async fn may_still(app: &App, headers: &HeaderMap, asked: &Principal) -> bool {
-    match app.access.principal(headers).await {
+async fn may_still(app: &App, credentials: &HeaderMap, asked: &Principal) -> bool {
+    match app.access.principal(credentials).await {
         Ok(now) => now.scopes == asked.scopes && now.rows == asked.rows,
         Err(problem) => problem.status != StatusCode::UNAUTHORIZED,
     }

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use arrow::{
     array::{
-        ArrayRef, BinaryBuilder, BooleanArray, Decimal128Array, Float64Array, Int64Array, RecordBatch,
-        RecordBatchOptions, StringArray, TimestampMicrosecondArray,
+        ArrayRef, BinaryBuilder, Decimal128Array, Float64Array, Int64Array, RecordBatch, RecordBatchOptions,
+        TimestampMicrosecondArray,
     },
     datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit},
     error::ArrowError,
 };
 use lamina_core::Micros;
-use lamina_metric::{Aggregate, Answer, Ask, DimensionValue, Metric, States, ValueType};
+use lamina_metric::{Aggregate, Answer, Ask, DimensionValue, Metric, States, ValueType, dimension_array};
 
 use crate::{problem::Problem, prometheus::name_of};
 
@@ -115,7 +115,7 @@ impl Column {
                 let place = rows.dimensions.iter().position(|own| own == at);
                 let value = |series: &usize| place.and_then(|place| rows.series.get(*series)?.get(place));
                 let values = rows.places.iter().map(|(series, ..)| value(series));
-                dimension(&metric.dimensions[*at].data_type, values)
+                dimension_array(&metric.dimensions[*at].data_type, values)
             }
             What::Value(ask, data_type) => {
                 let answers = rows.places.iter().map(|(.., row)| rows.states.answer(*row, ask));
@@ -148,28 +148,6 @@ pub(super) fn batch(
 
 pub(super) fn schema(columns: &[Column], metric: &Metric) -> SchemaRef {
     Arc::new(Schema::new(columns.iter().map(|column| column.field(metric)).collect::<Vec<_>>()))
-}
-
-/// A value of another type, as `$overflow` is in a dimension that is no text, is null.
-fn dimension<'a>(data_type: &DataType, values: impl Iterator<Item = Option<&'a DimensionValue>>) -> ArrayRef {
-    match data_type {
-        DataType::Int64 => Arc::new(Int64Array::from_iter(values.map(|value| match value {
-            Some(DimensionValue::Int(value)) => Some(*value),
-            _ => None,
-        }))),
-        DataType::Float64 => Arc::new(Float64Array::from_iter(values.map(|value| match value {
-            Some(DimensionValue::Float(bits)) => Some(f64::from_bits(*bits)),
-            _ => None,
-        }))),
-        DataType::Boolean => Arc::new(BooleanArray::from_iter(values.map(|value| match value {
-            Some(DimensionValue::Bool(value)) => Some(*value),
-            _ => None,
-        }))),
-        _ => Arc::new(StringArray::from_iter(values.map(|value| match value {
-            Some(DimensionValue::Str(value)) => Some(value.as_str()),
-            _ => None,
-        }))),
-    }
 }
 
 fn values(answers: Vec<Answer>, data_type: &DataType) -> Result<ArrayRef, Problem> {
